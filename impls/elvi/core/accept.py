@@ -1,0 +1,150 @@
+"""Drafts, and the rules that decide which drafted tokens stand.
+
+A draft is a tree whose root is the last emitted token (a chain is a tree without siblings); verification gives the
+target's logits after the root and after every node. Exact greedy and exact sampling emit what plain decoding emits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Drafted tokens in an order in which parents come first.
+
+    ids: vocabulary ids; parents: index of each node's parent, -1 for the root; probs: float32 [n, V], the distribution
+    that node i was drawn from, or None when the drafter is deterministic (its proposal is a point).
+    """
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    probs: Tensor | None = None
+
+    @staticmethod
+    def chain(ids: list[int], probs: Tensor | None = None) -> Draft:
+        return Draft(ids, list(range(-1, len(ids) - 1)), probs)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_chain(self) -> bool:
+        return self.parents == list(range(-1, len(self.ids) - 1))
+
+    @property
+    def depths(self) -> list[int]:
+        """1 for children of the root."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    def children(self, node: int) -> list[int]:
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def mask(self) -> Tensor:
+        """bool [n+1, n+1]: which nodes (root first) each node may read: its ancestors and itself."""
+        mask = torch.eye(len(self.ids) + 1, dtype=torch.bool)
+        for node, parent in enumerate(self.parents, start=1):
+            mask[node] |= mask[parent + 1]
+        return mask
+
+
+@dataclass(frozen=True)
+class Path:
+    """Accepted nodes from the root down, and the token the target adds after the last of them."""
+
+    nodes: list[int]
+    next: int
+
+
+@dataclass
+class Sampler:
+    """How the target turns logits into a token: greedy at temperature 0, else seeded sampling.
+
+    Separate random streams for the target (`generator`) and for drafting (`draft_generator`).
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.draft_generator = torch.Generator().manual_seed(self.seed + 1)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """float32 [..., V] on the CPU: the distribution that is sampled from (a point mass when greedy)."""
+        logits = logits.float().cpu()
+        if self.greedy:
+            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return (logits / self.temperature).softmax(-1)
+
+    def pick(self, logits: Tensor) -> int:
+        """One token after logits [V]."""
+        if self.greedy:
+            return int(logits.argmax())
+        return self.draw(self.probs(logits))
+
+    def draw(self, probs: Tensor) -> int:
+        return int(torch.multinomial(probs, 1, generator=self.generator))
+
+    def uniform(self) -> float:
+        return float(torch.rand((), generator=self.generator))
+
+
+def accept_exact(draft: Draft, logits: Tensor, sampler: Sampler) -> Path:
+    """Emit what plain decoding would: greedily the argmax path, else by rejection sampling."""
+    return accept_greedy(draft, logits) if sampler.greedy else accept_sampled(draft, logits, sampler)
+
+
+def accept_greedy(draft: Draft, logits: Tensor) -> Path:
+    """Follow the target's argmax down the tree; logits [n+1, V], row 0 after the root."""
+    best = logits.argmax(-1).tolist()
+    nodes: list[int] = []
+    node = -1
+    while True:
+        match = [child for child in draft.children(node) if draft.ids[child] == best[node + 1]]
+        if not match:
+            return Path(nodes, best[node + 1])
+        node = match[0]
+        nodes.append(node)
+
+
+def accept_sampled(draft: Draft, logits: Tensor, sampler: Sampler) -> Path:
+    """Rejection sampling down the tree (Leviathan et al. 2023, appendix A.1; siblings in turn as in SpecInfer).
+
+    At each node the target's distribution p is tested against each child: accept with min(1, p/q), else
+    p <- norm(max(p - q, 0)). A point proposal has q = 1 at its token.
+    """
+    probs = sampler.probs(logits)
+    nodes: list[int] = []
+    node = -1
+    while True:
+        target = probs[node + 1].clone()
+        chosen = None
+        for child in draft.children(node):
+            token = draft.ids[child]
+            proposal = _proposal(draft, child)
+            if sampler.uniform() * float(proposal[token]) < float(target[token]):
+                chosen = child
+                break
+            target = (target - proposal).clamp_(min=0)
+            target /= target.sum()
+        if chosen is None:
+            return Path(nodes, sampler.draw(target))
+        nodes.append(chosen)
+        node = chosen
+
+
+def _proposal(draft: Draft, node: int) -> Tensor:
+    if draft.probs is not None:
+        return draft.probs[node]
+    raise NotImplementedError

@@ -1,0 +1,193 @@
+"""From a clip and a question to an answer: select, encode, reduce, prefill, then draft - verify - accept - commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from elvi.core.accept import Draft, Path, Sampler, accept_exact
+from elvi.core.meter import Report
+from elvi.core.plan import Plan
+from elvi.core.run import Run, Seen
+from elvi.core.walk import walk
+from elvi.errors import BudgetError, FitError
+
+if TYPE_CHECKING:
+    from elvi.core.tokens import Tokens
+    from elvi.families.family import Encoding, Family
+    from elvi.media import Clip
+
+
+@dataclass(frozen=True)
+class Output:
+    """The answer: its text, its token ids (the end token included when it was reached), and what it cost."""
+
+    text: str
+    tokens: list[int]
+    report: Report
+
+
+@torch.inference_mode()
+def generate(
+    family: Family,
+    clip: Clip | None,
+    question: str | None = None,
+    *,
+    plan: Plan | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    ignore_eos: bool = False,
+) -> Output:
+    """Answer a question about a clip (None: text only), at most `max_new_tokens` long.
+
+    temperature 0 is greedy; above it tokens are sampled with the given seed. Raises PlanError, FitError or BudgetError
+    before anything runs when the plan does not work.
+    """
+    plan = plan or Plan()
+    question = question or (clip.question if clip else None)
+    if not question:
+        raise FitError("No question was asked, so there is nothing to answer: give one.")
+    _check_request(max_new_tokens, temperature)
+    plan.check(family)
+    run = Run(family, plan)
+    sampler = Sampler(temperature, seed)
+    with run.meter.time("first_token"):
+        clip, logits = prefill(run, clip, question)
+        ids = [sampler.pick(logits)]
+    kv_bytes = run.store.nbytes
+    with run.meter.time("decode"):
+        decode(run, ids, clip, sampler, max_new_tokens, set() if ignore_eos else family.eos)
+    return Output(family.decode(ids), ids, _report(run, ids, kv_bytes))
+
+
+def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_new_tokens: int, stop: set[int]) -> None:
+    """Draft, verify, accept, commit - until a stop token or the length is reached; `ids` grows in place.
+
+    Plain decoding is the case in which nothing is drafted.
+    """
+    plan, meter = run.plan, run.meter
+    drafting = None
+    if plan.drafters:
+        with meter.time("draft"):
+            drafting = plan.drafters[0].start(run, clip, sampler)
+    accept = plan.accepts[0].accept if plan.accepts else accept_exact
+    while len(ids) < max_new_tokens and ids[-1] not in stop:
+        draft, limit = Draft(), max_new_tokens - len(ids) - 1
+        if drafting is not None and limit > 0:
+            with meter.time("draft"):
+                draft = drafting.propose(ids, limit)
+        with meter.time("verify"):
+            path = accept(draft, verify(run, ids[-1], draft), sampler)
+        run.commit([0, *(node + 1 for node in path.nodes)])
+        ids += _emitted(draft, path, stop)
+        _count(run, draft, path)
+        if drafting is not None:
+            drafting.heard(path)
+
+
+def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Tensor]:
+    """Read the prompt into the cache. Returns the steps that were looked at and the logits [V] of the first token."""
+    family, meter = run.family, run.meter
+    encoding, visual = None, None
+    if clip is not None:
+        clip = _select_frames(run, clip, question)
+        with meter.time("encode"):
+            encoding = family.encode(clip, run.plan.tower_layers)
+        visual = family.project(_reduce_encoded(run, encoding, question))
+    with meter.time("prefill"):
+        prompt = family.prompt(question, clip, encoding)
+        run.read(prompt, question)
+        hidden = walk(prompt.fill(visual), run)
+        logits = family.head(hidden[-1:])[0]
+    run.commit()
+    run.prefilling = False
+    return clip, logits
+
+
+def _select_frames(run: Run, clip: Clip, question: str) -> Clip:
+    with run.meter.time("frames"):
+        clip = run.family.steps(clip)
+        for selector in run.plan.selectors:
+            clip = run.family.take_steps(clip, selector.select_frames(run.family.one_per_step(clip), question))
+    return clip
+
+
+def _reduce_encoded(run: Run, encoding: Encoding, question: str) -> Tokens:
+    visual = encoding.tokens
+    run.meter.visual_tokens["encoded"] = len(visual)
+    run.meter.tower_flops = encoding.flops
+    seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower)
+    with run.meter.time("select"):
+        for reducer in run.plan.encoded:
+            visual = reducer.reduce(visual, seen)
+    run.meter.visual_tokens["reduced"] = len(visual)
+    return visual
+
+
+def verify(run: Run, last: int, draft: Draft) -> Tensor:
+    """One forward over the last emitted token and a draft: logits [n+1, V]. The rows stay an uncommitted tail."""
+    device = run.family.device
+    depth = torch.tensor([0, *draft.depths], device=device)
+    ids = torch.tensor([last, *draft.ids], device=device)
+    run.tree = None if draft.is_chain else draft.mask().to(device)
+    hidden = walk(run.family.text_tokens(ids, run.next_position + depth, run.next_row + depth), run)
+    return run.family.head(hidden)
+
+
+def _emitted(draft: Draft, path: Path, stop: set[int]) -> list[int]:
+    emitted = [draft.ids[node] for node in path.nodes] + [path.next]
+    for place, token in enumerate(emitted):
+        if token in stop:
+            return emitted[: place + 1]
+    return emitted
+
+
+def _count(run: Run, draft: Draft, path: Path) -> None:
+    advanced = len(path.nodes) + 1
+    run.next_position += advanced
+    run.next_row += advanced
+    run.meter.forwards += 1
+    run.meter.drafted.append(len(draft))
+    run.meter.accepted.append(len(path.nodes))
+
+
+def _check_request(max_new_tokens: int, temperature: float) -> None:
+    if max_new_tokens < 1:
+        raise BudgetError(f"max_new_tokens={max_new_tokens} leaves no token to generate: use 1 or more.")
+    if temperature < 0:
+        raise BudgetError(f"temperature={temperature} is negative: use 0 (greedy) or more.")
+
+
+def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
+    meter = run.meter
+    seconds = meter.seconds
+    layers = meter.layer_visual_tokens
+    visual = {**meter.visual_tokens, "prefill_mean": sum(layers) / len(layers)}
+    return Report(
+        plan=[repr(technique) for technique in run.plan.techniques],
+        lossless=run.plan.lossless,
+        model=run.family.name,
+        attention=run.family.attention_kernel,
+        visual_tokens={seam: float(count) for seam, count in visual.items()},
+        prompt_tokens=len(run.layout),
+        generated_tokens=len(ids),
+        kv_bytes=kv_bytes,
+        kv_bytes_end=run.store.nbytes,
+        forwards=meter.forwards,
+        drafted=meter.drafted,
+        accepted=meter.accepted,
+        acceptance_length=(len(ids) - 1) / meter.forwards if meter.forwards else None,
+        ttft_s=seconds["first_token"],
+        tpot_s=seconds["decode"] / (len(ids) - 1) if len(ids) > 1 else None,
+        frames_s=seconds.get("frames", 0.0),
+        encode_s=seconds.get("encode", 0.0),
+        select_s=seconds.get("select", 0.0),
+        prefill_s=seconds["prefill"],
+        draft_s=seconds.get("draft", 0.0),
+        verify_s=seconds.get("verify", 0.0),
+        flops=meter.prefill_flops + meter.tower_flops,
+    )

@@ -1,0 +1,182 @@
+"""The state of one generation, and the views of it that techniques are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from elvi.core.meter import Meter
+from elvi.core.store import Store
+
+if TYPE_CHECKING:
+    from elvi.core.plan import Plan
+    from elvi.core.tokens import Tokens
+    from elvi.families.family import Family, Prompt
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a Reduce may look at besides the tokens themselves.
+
+    question: its text, or None; question_index: ascending index of the question's tokens in the row (empty before the
+    prompt is assembled); tower: attention inside the vision tower (at Encoded only); query [Hq, N, d] and key [H, N, d]:
+    post-RoPE projections of the layer before (at Layer(k) with k > 0 only).
+    """
+
+    question: str | None
+    question_index: Tensor
+    tower: TowerView | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    scaling: float = 1.0
+
+    def attention(self, rows: Tensor) -> Tensor:
+        """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""
+        assert self.query is not None and self.key is not None, "attention exists from layer 1 on"
+        return attention_rows(self.query[:, rows], self.key, rows, self.scaling)
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """Attention inside the vision tower for the layers a plan asked for, one row of tokens over all frames.
+
+    cls_attention(l) [N]: what the class token pays each patch, summed over heads; received(l) [N]: mean attention each
+    token receives from its frame (or window), summed over heads; keys(l) [N, d]: head-mean keys before scaling.
+    """
+
+    has_cls: bool
+    cls: dict[int, Tensor] = field(default_factory=dict)
+    mean: dict[int, Tensor] = field(default_factory=dict)
+    key: dict[int, Tensor] = field(default_factory=dict)
+
+    def cls_attention(self, layer: int) -> Tensor:
+        return self.cls[layer]
+
+    def received(self, layer: int) -> Tensor:
+        return self.mean[layer]
+
+    def keys(self, layer: int) -> Tensor:
+        return self.key[layer]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's cache as Keep, Attend and Codec see it.
+
+    keys, values [H, K, d]; row [H, K] row number of each slot; query [Hq, Q, d] post-RoPE queries (the rows in flight
+    for Attend, the last `window` prompt rows for Keep) and query_row [Q] their row numbers.
+    """
+
+    layer: int
+    keys: Tensor
+    values: Tensor
+    row: Tensor
+    query: Tensor
+    query_row: Tensor
+    scaling: float
+    layout: Tokens
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [H, K]: slots that hold visual tokens (generated rows are text)."""
+        inside = self.row < len(self.layout)
+        return inside & self.layout.visual[self.row.clamp(max=len(self.layout) - 1)]
+
+    def attention(self) -> Tensor:
+        """Causal attention weights [Hq, Q, K] of the view's queries over all slots, in float32."""
+        groups = self.query.shape[0] // self.keys.shape[0]
+        keys = self.keys.repeat_interleave(groups, dim=0).float()
+        logits = self.query.float() @ keys.mT * self.scaling
+        later = self.row.repeat_interleave(groups, dim=0)[:, None, :] > self.query_row[None, :, None]
+        return logits.masked_fill(later, float("-inf")).softmax(-1)
+
+
+def attention_rows(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> Tensor:
+    """Causal attention weights [Hq, R, N]: query [Hq, R, d] standing at index `rows` [R] over key [H, N, d]."""
+    key = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0).float()
+    logits = query.float() @ key.mT * scaling
+    later = torch.arange(key.shape[1], device=key.device)[None] > rows[:, None]
+    return logits.masked_fill(later, float("-inf")).softmax(-1)
+
+
+class Run:
+    """One generation in progress: the cache, what is in flight, and what has been measured.
+
+    `layout` is the whole prompt before anything was dropped: positions and cells by row number.
+    """
+
+    def __init__(self, family: Family, plan: Plan) -> None:
+        self.family = family
+        self.plan = plan
+        self.store = Store(family.num_layers)
+        self.meter = Meter(family)
+        self.prefilling = True
+        self.layout: Tokens
+        self.question: str | None = None
+        self.question_rows = torch.empty(0, dtype=torch.long)
+        self.tree: Tensor | None = None
+        self.window = max((keep.window for keep in plan.keeps), default=0)
+        self.recent: dict[int, tuple[Tensor, Tensor]] = {}
+        self.last: tuple[Tensor, Tensor, float] | None = None
+
+    def read(self, prompt: Prompt, question: str) -> None:
+        """Take note of the prompt that is about to be prefilled."""
+        self.layout = prompt.layout
+        self.question, self.question_rows = question, prompt.question_rows
+        self.next_position = int(prompt.layout.position.max()) + 1
+        self.next_row = len(prompt.layout)
+
+    def view(self, layer: int, query: Tensor, query_row: Tensor, key_value: tuple[Tensor, Tensor]) -> LayerView:
+        """The cache of one layer as techniques see it; key_value [H, K, d] as `LayerStore.read` returns them."""
+        row = self.store.layers[layer].row
+        return LayerView(layer, *key_value, row, query, query_row, self.family.scaling, self.layout)
+
+    def attended(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Remember what later stages of this forward pass will ask for; nothing is remembered without need."""
+        if self.prefilling and layer + 1 in self.plan.layer_reducers:
+            self.last = (query, key, scaling)
+        if self.window:
+            rows = self.store.rows
+            if not self.prefilling and layer in self.recent:
+                query = torch.cat([self.recent[layer][0], query], dim=1)
+                rows = torch.cat([self.recent[layer][1], rows])
+            # Clones, so that the full query tensor of the layer can be freed; drafts may be rejected, so a round of
+            # decoding keeps its rows until `settle`.
+            first = max(0, query.shape[1] - self.window) if self.prefilling else 0
+            self.recent[layer] = (query[:, first:].clone(), rows[first:])
+
+    def commit(self, accepted: list[int] | None = None) -> None:
+        """Accept rows of the tail; then let Keep select and, after the prompt, let the codec pack."""
+        self.store.commit(accepted)
+        if self.window and not self.prefilling:
+            self._settle_queries(accepted)
+        with self.meter.time("select"):
+            for keep in self.plan.keeps:
+                if self.prefilling or keep.rolling:
+                    self._keep(keep)
+            if self.prefilling:
+                for codec in self.plan.codecs:
+                    for layer, store in enumerate(self.store.layers):
+                        codec.pack(self._committed_view(layer), store)
+
+    def _keep(self, keep) -> None:
+        views = [self._committed_view(layer) for layer in range(len(self.store.layers))]
+        for store, slots in zip(self.store.layers, keep.keep(views)):
+            if slots is not None and slots.shape[1] < store.length:
+                store.gather(slots)
+
+    def _committed_view(self, layer: int) -> LayerView:
+        empty = torch.empty(0)
+        query, rows = self.recent.get(layer, (empty, empty))
+        return self.view(layer, query, rows, self.store.layers[layer].read())
+
+    def _settle_queries(self, accepted: list[int] | None) -> None:
+        count = len(self.store.rows)
+        for layer, (query, rows) in self.recent.items():
+            old = query.shape[1] - count
+            index = list(range(old)) + [old + node for node in (range(count) if accepted is None else accepted)]
+            index = index[-self.window :]
+            self.recent[layer] = (query[:, index], rows[index])

@@ -1,0 +1,79 @@
+"""A row of tokens with everything known about each of them.
+
+Shape letters used in the whole core: N tokens, D width, P position axes (1, or 3 for M-RoPE), H key-value heads,
+Hq query heads, Q query rows, K cached keys, d head width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens in prompt order.
+
+    hidden [N, D]; position [P, N] rotary positions; token [N] vocabulary ids (the placeholder id for visual tokens);
+    cell [N, 3] place in the visual grid as (t, y, x), -1 for text; mass [N] how many original tokens each stands for;
+    row [N] where the token stood before anything was dropped: ascending, never renumbered.
+    """
+
+    hidden: Tensor
+    position: Tensor
+    token: Tensor
+    cell: Tensor
+    mass: Tensor
+    row: Tensor
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [N]: which tokens show a part of the picture."""
+        return self.cell[:, 0] >= 0
+
+    def with_hidden(self, hidden: Tensor) -> Tokens:
+        return replace(self, hidden=hidden)
+
+    def keep(self, index: Tensor) -> Tokens:
+        """The tokens at `index` [M] (ascending positions in this row, or a bool mask [N])."""
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        return Tokens(
+            self.hidden[index],
+            self.position[:, index],
+            self.token[index],
+            self.cell[index],
+            self.mass[index],
+            self.row[index],
+        )
+
+    def merge(self, group: Tensor, anchor: Tensor, weight: Tensor | None = None) -> Tokens:
+        """Sum tokens of one group into one token that stands at its anchor.
+
+        group [N]: which of the M results each token goes to; anchor [M]: ascending index of the token that lends its
+        position, cell and row; weight [N]: factor of each token in its sum (default: mass-weighted mean).
+        Mass is conserved: the mass of a result is the sum over its group.
+        """
+        count = len(anchor)
+        mass = torch.zeros(count, dtype=self.mass.dtype, device=self.mass.device).index_add_(0, group, self.mass)
+        if weight is None:
+            weight = self.mass / mass[group]
+        hidden = torch.zeros(count, self.hidden.shape[1], dtype=self.hidden.dtype, device=self.hidden.device)
+        hidden.index_add_(0, group, self.hidden * weight[:, None].to(self.hidden.dtype))
+        return replace(self.keep(anchor), hidden=hidden, mass=mass)
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """Ascending indices [..., count] of the highest scores in the last dimension; ties go to the lower index."""
+    order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    return order[..., :count].sort(dim=-1).values
+
+
+def budget(keep_ratio: float, total: int) -> int:
+    """How many of `total` a keep ratio leaves: rounded half up, between 0 and `total`."""
+    return max(0, min(total, int(keep_ratio * total + 0.5)))

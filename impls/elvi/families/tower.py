@@ -1,0 +1,63 @@
+"""Look into a vision tower while it runs: attention and keys of single layers, without the eager kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from elvi.core.run import TowerView
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+KERNEL = "elvi_tower"
+
+
+class Probe:
+    """Records the attention modules asked for; `layers` may count from the end (-1 is the last)."""
+
+    def __init__(self, modules: list[nn.Module], layers: Collection[int], has_cls: bool) -> None:
+        self.has_cls = has_cls
+        self._layer = {id(modules[layer]): layer for layer in layers}
+        self._records: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+    def see(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
+        """query, key [B, heads, n, d]; with a class token it is the first of the n."""
+        layer = self._layer.get(id(module))
+        if layer is None:
+            return
+        weights = (query.float() @ key.float().mT * scaling).softmax(-1).mean(1)
+        skip = int(self.has_cls)
+        self._records[layer].append(
+            (weights[:, 0, skip:].flatten(), weights.mean(1)[:, skip:].flatten(), key.mean(1)[:, skip:].flatten(0, 1))
+        )
+
+    def view(self, order: Tensor | None = None, unit: int = 1) -> TowerView:
+        """Per token: `unit` consecutive patches are averaged into one token, then put in `order`."""
+        cls, mean, keys = {}, {}, {}
+        for layer, records in self._records.items():
+            joined = [torch.cat(parts).unflatten(0, (-1, unit)).mean(1) for parts in zip(*records)]
+            cls[layer], mean[layer], keys[layer] = joined if order is None else [part[order] for part in joined]
+        return TowerView(self.has_cls, cls if self.has_cls else {}, mean, keys)
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, probe: Probe | None = None, **kwargs):
+    """The tower's own kernel; a probe, if there is one, sees queries and keys on the way."""
+    if probe is not None:
+        probe.see(module, query, key, scaling)
+    kernel = ALL_ATTENTION_FUNCTIONS[module.config.elvi_kernel]
+    return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def attach(model: nn.Module, config) -> None:
+    """Route a vision tower's attention through this module."""
+    if config._attn_implementation != KERNEL:
+        config.elvi_kernel = config._attn_implementation
+        model.set_attn_implementation({"vision_config": KERNEL})
+
+
+AttentionInterface.register(KERNEL, attention)

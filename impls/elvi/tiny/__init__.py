@@ -1,0 +1,21 @@
+"""The small trained models that ELVI ships, so that nothing needs to be downloaded: where they are and what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> tuple[str, ...]:
+    """Names of the shipped models, in alphabetical order."""
+    return tuple(sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json")))
+
+
+def path(name: str) -> Path:
+    """Folder of a shipped model (config.json, model.safetensors, tokenizer, model card). Raises ElviError for another name."""
+    from elvi.errors import ElviError
+
+    if name not in names():
+        raise ElviError(f"There is no shipped model {name!r}: take one of {', '.join(names())}.")
+    return WEIGHTS / name

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from support import FAMILIES, clip_for, random_family
+
+from elvi.core.generate import generate
+from elvi.errors import BudgetError, FitError
+
+QUESTION = "what color is the star ?"
+
+
+def reference(family, clip, new_tokens, **options):
+    """The unmodified model's own generation."""
+    inputs = family.inputs(clip, QUESTION)
+    out = family.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **options)
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_empty_plan_generates_what_the_model_generates(kind):
+    family, clip = random_family(kind), clip_for(kind)
+    assert generate(family, clip, QUESTION, max_new_tokens=12).tokens == reference(family, clip, 12)
+
+
+def test_generation_stops_after_the_end_token():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl")
+    free = generate(family, clip, QUESTION, max_new_tokens=6, ignore_eos=True).tokens
+    family.eos, before = {free[2]}, family.eos
+    try:
+        assert generate(family, clip, QUESTION, max_new_tokens=6).tokens == free[: free.index(free[2]) + 1]
+    finally:
+        family.eos = before
+
+
+def test_sampling_repeats_with_its_seed_and_differs_with_another():
+    family = random_family("llama")
+    first, again, other = (
+        generate(family, None, QUESTION, max_new_tokens=16, temperature=2.0, seed=seed, ignore_eos=True).tokens
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_report_counts_tokens_forwards_and_allocated_bytes():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=3)
+    report = generate(family, clip, QUESTION, max_new_tokens=5, ignore_eos=True).report
+    assert report.visual_tokens == {"encoded": 108.0, "reduced": 108.0, "prefill_mean": 108.0}
+    assert report.forwards == 4
+    assert report.acceptance_length == 1.0
+    assert report.kv_bytes == family.num_layers * report.prompt_tokens * 2 * 32 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"max_new_tokens": 0}, BudgetError), ({"temperature": -1.0}, BudgetError), ({"question": ""}, FitError)],
+)
+def test_impossible_requests_are_refused(options, error):
+    options = {"question": QUESTION} | options
+    with pytest.raises(error):
+        generate(random_family("llama"), None, **options)
+
+
+def test_text_model_refuses_a_clip():
+    with pytest.raises(FitError, match="reads text only"):
+        generate(random_family("llama"), clip_for("qwen2_5_vl"), QUESTION)
+
+
+def test_model_is_bit_identical_afterwards():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl")
+    before = {name: tensor.clone() for name, tensor in family.model.state_dict().items()}
+    inputs = family.inputs(clip, QUESTION)
+    with torch.inference_mode():
+        logits = family.model(**inputs).logits
+        generate(family, clip, QUESTION, max_new_tokens=3)
+        assert torch.equal(family.model(**inputs).logits, logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in family.model.state_dict().items())

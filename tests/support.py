@@ -1,0 +1,113 @@
+"""Small random-weight models of every family, and helpers that several test files share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from elvi.families.family import Family
+from elvi.media import Clip
+from elvi.tiny import models, tokenizer
+
+FAMILIES = ("qwen2_5_vl", "llava_onevision", "llava", "llama")
+
+
+@cache
+def random_family(kind: str, layers: int = 3) -> Family:
+    """A family around a freshly initialised model (compare logits, not tokens: such models repeat themselves)."""
+    torch.manual_seed(0)
+    return globals()[f"_{kind}"](layers)
+
+
+def _spread(model):
+    """Larger weights than an initialisation has, so that attention and logits are not nearly uniform."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model.eval()
+
+
+def _qwen2_5_vl(layers: int) -> Family:
+    from transformers import Qwen2VLImageProcessorPil
+
+    from elvi.families.qwen2_5_vl import Qwen25VL
+
+    normal = {"image_mean": [0.25] * 3, "image_std": [0.25] * 3}
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 96 * 96, "longest_edge": 96 * 96 * 4},
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=2,
+        **normal,
+    )
+    return Qwen25VL("random-qwen", _spread(models.qwen(layers)), tokenizer.words("qwen"), processor)
+
+
+def _llava(layers: int) -> Family:
+    from transformers import CLIPImageProcessorPil
+
+    from elvi.families.llava import Llava
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+    return Llava("random-llava", _spread(models.llava(layers)), tokenizer.words("llava"), processor)
+
+
+def _llava_onevision(layers: int) -> Family:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessorPil,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    from elvi.families.llava_onevision import LlavaOnevision
+
+    words = tokenizer.words("qwen")
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=42,
+        patch_size=6,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(**{**models.TEXT, "num_hidden_layers": layers})
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.VOCABULARY["<|image_pad|>"],
+        video_token_index=tokenizer.VOCABULARY["<|video_pad|>"],
+        image_grid_pinpoints=[[42, 84], [84, 42], [84, 84]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": 42, "width": 42}, image_grid_pinpoints=config.image_grid_pinpoints
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    return LlavaOnevision("random-onevision", _spread(model), words, processor)
+
+
+def _llama(layers: int) -> Family:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from elvi.families.llama import Llama
+
+    config = LlamaConfig(**{**models.TEXT, "num_hidden_layers": layers})
+    return Llama("random-llama", _spread(LlamaForCausalLM(config)), tokenizer.words("text"))
+
+
+def noise_clip(seconds: int = 3, *, still: bool = False, seed: int = 0, size: tuple[int, int] = (96, 96)) -> Clip:
+    """Random pixels at 2 frames a second (or `seconds` still images)."""
+    count = seconds if still else 2 * seconds
+    frames = np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    return Clip(frames, np.arange(count) / (1.0 if still else 2.0), "what color is the star ?", still=still)
+
+
+def clip_for(kind: str, **options) -> Clip | None:
+    return None if kind == "llama" else noise_clip(**options)
