@@ -1,0 +1,180 @@
+"""What a technique's module says about itself, read from its syntax tree: nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elvi.errors import ElviError
+
+STAGES = ("encode", "prefill", "decode", "serve")
+FACTS = "impls/elvi/core/facts.py"
+
+
+class CodeFactsError(ElviError):
+    """A module cannot be read as a technique; `file` and `line` say where."""
+
+    def __init__(self, file: str, line: int, message: str, fix: str) -> None:
+        super().__init__(f"{file}:{line} {message}: {fix}.")
+        self.file, self.line, self.message, self.fix = file, line, message, fix
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """One field; `default` is the source of its default (None: must be given), `doc` the comment at the end of its line."""
+
+    name: str
+    type: str
+    default: str | None
+    line: int
+    doc: str | None
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One frozen dataclass; `needs` and `breaks` are names of facts, `methods` the public ones in source order."""
+
+    name: str
+    line: int
+    doc: str
+    fields: list[FieldFacts]
+    needs: list[str]
+    breaks: list[str]
+    methods: list[str]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A module and its classes, the main one first; the facts of the main one can be read directly."""
+
+    id: str
+    stage: str
+    path: str
+    lines: int
+    summary: str
+    doc: str
+    classes: list[ClassFacts]
+
+    @property
+    def main(self) -> ClassFacts:
+        return self.classes[0]
+
+    @property
+    def name(self) -> str:
+        return self.main.name
+
+    @property
+    def line(self) -> int:
+        return self.main.line
+
+    @property
+    def fields(self) -> list[FieldFacts]:
+        return self.main.fields
+
+    @property
+    def needs(self) -> list[str]:
+        return self.main.needs
+
+    @property
+    def breaks(self) -> list[str]:
+        return self.main.breaks
+
+    @property
+    def methods(self) -> list[str]:
+        return self.main.methods
+
+
+def module_files(root: Path) -> Iterator[tuple[str, str, Path]]:
+    """(stage, id, file) of every technique module below `root`, in order; a related technique is a package."""
+    for stage in STAGES:
+        for path in sorted((root / "impls/elvi" / stage).glob("[!_]*.py")):
+            yield stage, path.stem.replace("_", "-"), path
+    for path in sorted((root / "impls/elvi/related").glob("[!_]*/__init__.py")):
+        yield "related", path.parent.name.replace("_", "-"), path
+
+
+def read_techniques(root: Path) -> dict[str, Technique]:
+    """The code facts of every technique by id; raises CodeFactsError at the first module that has no technique class."""
+    return {id_: read_technique(root, stage, id_, path) for stage, id_, path in module_files(root)}
+
+
+def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
+    """The code facts of one module; raises CodeFactsError when it does not follow the contract."""
+    file = path.relative_to(root).as_posix()
+    source = path.read_text(encoding="utf-8")
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise CodeFactsError(file, error.lineno or 1, "the file is not Python", "correct the syntax") from None
+    doc = ast.get_docstring(tree)
+    if not doc:
+        raise CodeFactsError(file, 1, "the module has no docstring", "begin it with one sentence on the paper's idea")
+    nodes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_technique(node)]
+    if not nodes and stage != "related":
+        fix = "write `@dataclass(frozen=True)` above a class with `needs` and `breaks`"
+        raise CodeFactsError(file, 1, "the module has no public technique class", fix)
+    classes = [_class(node, source.splitlines()) for node in nodes]
+    return Technique(id_, stage, file, len(source.splitlines()), doc.split("\n\n")[0].replace("\n", " "), doc, classes)
+
+
+def read_facts(root: Path) -> dict[str, str]:
+    """Name -> sentence of the closed list of facts; raises CodeFactsError when the enum is not there."""
+    path = root / FACTS
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    enum = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Fact"), None)
+    if enum is None:
+        raise CodeFactsError(FACTS, 1, "there is no class Fact", "define the enum of facts there")
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in enum.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def _is_technique(node: ast.ClassDef) -> bool:
+    """A public frozen dataclass that declares what it needs."""
+    frozen = any(
+        isinstance(call, ast.Call)
+        and ast.unparse(call.func).endswith("dataclass")
+        and any(word.arg == "frozen" and ast.unparse(word.value) == "True" for word in call.keywords)
+        for call in node.decorator_list
+    )
+    return frozen and not node.name.startswith("_") and _attribute(node, "needs") is not None
+
+
+def _class(node: ast.ClassDef, lines: list[str]) -> ClassFacts:
+    fields = [
+        _field(item, lines) for item in node.body if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
+    ]
+    methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
+    needs, breaks = _fact_names(_attribute(node, "needs")), _fact_names(_attribute(node, "breaks"))
+    return ClassFacts(node.name, node.lineno, ast.get_docstring(node) or "", fields, needs, breaks, methods)
+
+
+def _field(item: ast.AnnAssign, lines: list[str]) -> FieldFacts:
+    default = item.value
+    if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
+        default = next((word.value for word in default.keywords if word.arg in ("default", "default_factory")), None)
+    rest = lines[(item.end_lineno or item.lineno) - 1].encode()[item.end_col_offset or 0 :].decode().strip()
+    doc = rest.lstrip("#: ") or None if rest.startswith("#") else None
+    return FieldFacts(
+        ast.unparse(item.target), ast.unparse(item.annotation), None if default is None else ast.unparse(default), item.lineno, doc
+    )
+
+
+def _attribute(node: ast.ClassDef, name: str) -> ast.expr | None:
+    """The value that the class body gives to `name`."""
+    for item in node.body:
+        targets = [item.target] if isinstance(item, ast.AnnAssign) else item.targets if isinstance(item, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return item.value  # type: ignore[union-attr]
+    return None
+
+
+def _fact_names(value: ast.expr | None) -> list[str]:
+    """The NAMEs of every `Fact.NAME` inside `value`, in source order."""
+    nodes = ast.walk(value) if value is not None else []
+    found = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "Fact"]
+    return [n.attr for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))]

@@ -1,0 +1,182 @@
+"""Read catalog and taxonomy files into the schema; every problem is collected with its line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from elvi_survey.marked import Mark, Marked, MarkedError, read_marked
+from elvi_survey.problems import CatalogError, Problem, suggest
+from elvi_survey.references import unknown_references
+from elvi_survey.schema import ID, Benchmark, Catalog, Hardware, LanguageModel, Model, Record, Stage, Venue
+
+MAX_BYTES = 256 * 1024
+VOCABULARIES: dict[str, type[Model]] = {
+    "stages": Stage, "models": LanguageModel, "hardware": Hardware, "benchmarks": Benchmark, "venues": Venue,
+}  # fmt: skip
+NESTED = {"stages": "categories", "categories": "subcategories"}
+_QUOTED_FIELDS = {"arxiv", "doi", "openreview", "section"}
+T = TypeVar("T")
+
+
+@dataclass
+class Reading:
+    """One pass over the files below `root`: `marked` holds what could be read, by path relative to `root`."""
+
+    root: Path
+    problems: list[Problem] = field(default_factory=list)
+    marked: dict[str, Marked] = field(default_factory=dict)
+
+    def add(self, file: str, mark: Mark, code: str, message: str, fix: str, *, at_key: bool = False) -> None:
+        line, column = (mark.key_line, mark.key_column) if at_key else (mark.line, mark.column)
+        self.problems.append(Problem(file, line, column, code, message, fix))
+
+    def read(self, path: Path) -> Marked | None:
+        """The document in `path`, or None after noting why it cannot be read."""
+        file = path.relative_to(self.root).as_posix()
+        try:
+            document = read_marked(_text(path))
+            if not isinstance(document.data, dict):
+                raise MarkedError("wrong-type", 1, 1, "the file is not a mapping", "write `key: value` lines")
+        except MarkedError as error:
+            self.problems.append(Problem(file, error.line, error.column, error.code, error.message, error.fix))
+            return None
+        self.marked[file] = document
+        return document
+
+    def validate(self, file: str, adapter: TypeAdapter[T], data: Any, hidden: int = 0) -> T | None:
+        """`data` as the schema wants it, or None after noting each error; `hidden` leading parts of a path are not in the file."""
+        try:
+            return adapter.validate_python(data)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self._note(file, detail, adapter)
+            return None
+
+    def _note(self, file: str, detail: Any, adapter: TypeAdapter[Any]) -> None:
+        context = detail.get("ctx", {})
+        path = tuple(part for part in detail["loc"] if part != "[key]")
+        path = (*path, context["field"]) if "field" in context else path
+        mark = self.marked[file].nearest(path)
+        code, message, fix = _explain(detail, path, mark)
+        self.add(file, mark, code, message, fix, at_key=code == "unknown-field" or "[key]" in detail["loc"])
+
+
+def read_catalog(root: Path) -> tuple[Catalog, Reading]:
+    """Everything that could be read below `root`, and what could not; a record with a problem is left out."""
+    reading = Reading(root)
+    vocabularies = {name: _vocabulary(reading, name, kind) for name, kind in VOCABULARIES.items()}
+    records = {record.id: record for path in catalog_files(root) if (record := _record(reading, path))}
+    catalog = Catalog(root=root, records=records, **vocabularies)  # type: ignore[arg-type]
+    unknown_references(catalog, reading)
+    return catalog, reading
+
+
+def load_catalog(root: Path) -> Catalog:
+    """The catalog below `root`, with every tag resolving; raises CatalogError when anything is wrong with it."""
+    catalog, reading = read_catalog(Path(root))
+    if reading.problems:
+        raise CatalogError(sorted(reading.problems))
+    return catalog
+
+
+def catalog_files(root: Path) -> list[Path]:
+    return sorted((root / "catalog").glob("*.y*ml"))
+
+
+def _record(reading: Reading, path: Path) -> Record | None:
+    file = path.relative_to(reading.root).as_posix()
+    if path.suffix != ".yaml" or not ID.fullmatch(path.stem):
+        fix = "name it <id>.yaml with lower-case letters, digits and single hyphens"
+        reading.problems.append(Problem(file, 1, 1, "bad-id", f"{path.name!r} is not a record's file name", fix))
+        return None
+    document = reading.read(path)
+    if document is None or _has_own_id(reading, file, document, ()):
+        return None
+    return reading.validate(file, TypeAdapter(Record), {**document.data, "id": path.stem})
+
+
+def _vocabulary(reading: Reading, name: str, kind: type[Model]) -> dict[str, Any]:
+    path = reading.root / "taxonomy" / f"{name}.yaml"
+    document = reading.read(path)
+    if document is None:
+        return {}
+    file = f"taxonomy/{name}.yaml"
+    data = _with_ids(reading, file, document, document.data, (), name)
+    return reading.validate(file, TypeAdapter(dict[str, kind]), data) or {}  # type: ignore[valid-type]
+
+
+def _with_ids(reading: Reading, file: str, document: Marked, entries: Any, path: tuple[str, ...], level: str) -> Any:
+    """Copy of a mapping id -> entry in which every entry knows its id, on each level of the taxonomy."""
+    if not isinstance(entries, dict):
+        return entries
+    result = {}
+    for key, entry in entries.items():
+        if isinstance(entry, dict):
+            _has_own_id(reading, file, document, (*path, key))
+            entry = {**entry, "id": key}
+            below = NESTED.get(level)
+            if below and below in entry:
+                entry[below] = _with_ids(reading, file, document, entry[below], (*path, key, below), below)
+        result[key] = entry
+    return result
+
+
+def _has_own_id(reading: Reading, file: str, document: Marked, path: tuple[str, ...]) -> bool:
+    mark = document.marks.get((*path, "id"))
+    if mark is not None:
+        what = "key" if path else "file name"
+        reading.add(file, mark, "unknown-field", f"`id` repeats the {what}", "delete this line", at_key=True)
+    return mark is not None
+
+
+def _text(path: Path) -> str:
+    """The file's text; raises MarkedError for what is not a small plain UTF-8 file."""
+    if path.is_symlink():
+        raise MarkedError("file-link", 1, 1, "the file is a symbolic link", "put a plain file there")
+    if not path.is_file():
+        raise MarkedError("file-missing", 1, 1, "the file does not exist", "add it")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise MarkedError("file-size", 1, 1, f"the file has {size} bytes", f"stay below {MAX_BYTES} bytes")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise MarkedError("file-encoding", line, 1, "the file is not UTF-8", "save it as UTF-8") from None
+
+
+def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, str]:
+    """Code, message and fix for one pydantic error."""
+    kind, context, name = detail["type"], detail.get("ctx", {}), path[-1] if path else "the record"
+    where = ".".join(str(part) for part in path)
+    if "fix" in context:
+        return kind.replace("_", "-"), f"{where}: {detail['msg']}", context["fix"]
+    if kind == "missing":
+        return "missing-field", f"`{where}` is missing", f"add `{name}:`"
+    if kind == "extra_forbidden":
+        return "unknown-field", f"`{where}` is not a field", suggest(name, _FIELDS)
+    if kind == "literal_error":
+        return "unknown-tag", f"{where}: {detail['input']!r} is not known", suggest(detail["input"], _choices(context["expected"]))
+    if kind == "string_type" and mark.raw is not None and isinstance(detail["input"], (int, float)):
+        code = "unquoted-id" if name in _QUOTED_FIELDS else "wrong-type"
+        return code, f"{where}: {mark.raw} is read as a number", f'write "{mark.raw}" in quotes'
+    code = "wrong-type" if kind.endswith(("_type", "_parsing")) else "wrong-value"
+    return code, f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}", "correct the value"
+
+
+def _choices(expected: str) -> list[str]:
+    """The words of pydantic's "'a', 'b' or 'c'"."""
+    return [word.strip("' ") for word in expected.replace(" or ", ", ").split(", ")]
+
+
+def _field_names(kind: Any) -> Iterator[str]:
+    yield from kind.model_fields
+
+
+_FIELDS = sorted({name for kind in Model.__subclasses__() for name in kind.model_fields} - {"id"})
