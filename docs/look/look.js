@@ -1,0 +1,64 @@
+// ELVI look: theme, copy, filter of the papers table, search. No dependency; every page reads fully without it.
+(() => {
+  const $ = (s, r = document) => r.querySelector(s), $$ = (s, r = document) => [...r.querySelectorAll(s)];
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme:dark)").matches ? "dark" : "light")) === "dark";
+  const store = value => { try { localStorage.setItem("theme", value); } catch { /* private mode: the choice lasts for this page */ } };
+  const here = document.currentScript.src;
+
+  for (const b of $$("[data-scheme]")) {
+    const label = () => b.setAttribute("aria-label", dark() ? "Switch to light theme" : "Switch to dark theme");
+    b.hidden = false; label();
+    b.onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; store(root.dataset.theme); label(); };
+  }
+
+  for (const b of $$("[data-copy]")) {
+    b.hidden = false;
+    b.onclick = async () => {
+      const text = $("pre code", b.closest(".run")).textContent.replace(/^\$ /gm, "");
+      try { await navigator.clipboard.writeText(text); b.textContent = "Copied"; } catch { b.textContent = "Press Ctrl+C"; }
+      setTimeout(() => { b.textContent = "Copy"; }, 1600);
+    };
+  }
+
+  // ---- papers table: words filter the rows, the query string keeps them -------------------
+  const filter = $("#papers-filter");
+  if (filter) {
+    const rows = $$(".papers tbody tr").map(tr => [tr, tr.textContent.toLowerCase()]), q = $("input", filter);
+    const paint = () => {
+      const words = q.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const [tr, text] of rows) { const fits = words.every(w => text.includes(w)); tr.hidden = !fits; shown += fits; }
+      $("#papers-count").textContent = shown; $("#papers-none").hidden = shown > 0;
+    };
+    const read = () => { q.value = new URLSearchParams(location.search).get("q") || ""; paint(); };
+    filter.hidden = false;
+    filter.onsubmit = event => event.preventDefault();
+    q.oninput = () => { history.replaceState(null, "", q.value ? "?" + new URLSearchParams({ q: q.value }) : location.pathname); paint(); };
+    addEventListener("popstate", read); read();
+  }
+
+  // ---- search: the Pagefind index is fetched with the first letter -------------------------
+  const search = $("#search-form");
+  if (search) {
+    const q = $("input", search), list = $("#search-results"), status = $("#search-status");
+    let engine, turn = 0;
+    const entry = hit => {
+      const li = document.createElement("li"), a = document.createElement("a"), p = document.createElement("p");
+      a.href = hit.url; a.textContent = hit.meta.title; p.className = "soft";
+      p.textContent = new DOMParser().parseFromString(hit.excerpt, "text/html").body.textContent; li.append(a, p); return li;
+    };
+    const run = async () => {
+      const mine = ++turn, words = q.value.trim();
+      if (!words) { list.replaceChildren(); status.textContent = ""; return; }
+      engine ||= await import(new URL("../pagefind/pagefind.js", here));
+      const { results } = await engine.search(words), hits = await Promise.all(results.slice(0, 12).map(r => r.data()));
+      if (mine !== turn) return;
+      list.replaceChildren(...hits.map(entry));
+      status.textContent = results.length ? `${results.length} pages found` : "No page has these words.";
+    };
+    search.hidden = false;
+    search.onsubmit = event => event.preventDefault();
+    q.oninput = run; q.value = new URLSearchParams(location.search).get("q") || ""; run();
+  }
+})();

@@ -1,0 +1,152 @@
+"""The built site in a real browser: no sideways scrolling, no accessibility violation, scripts that do what they say.
+
+Needs `chromium` on the path and axe-core from `npm ci`; both are test dependencies, and the tests fail without them.
+"""
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression/", "technique": "papers/fastv/",
+         "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/"}  # fmt: skip
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa"]}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium")
+    assert executable, "install chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize("width", [320, 375, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible_and_never_scroll_sideways(browser, address, scheme, width):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, wrong = context.new_page(), {}
+    for name, url in PAGES.items():
+        page.goto(address + url)
+        page.add_script_tag(path=AXE)
+        found = page.evaluate("rules => axe.run(document, rules)", RULES)
+        assert found["passes"]
+        wrong[name] = [(v["id"], [n["html"][:160] for n in v["nodes"]]) for v in found["violations"]]
+        if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            wrong[name].append(("scrolls sideways", []))
+    context.close()
+    assert not {name: found for name, found in wrong.items() if found}
+
+
+def test_every_request_stays_on_the_site_and_succeeds(page, address):
+    answers = []
+    page.on("response", lambda response: answers.append((response.url, response.status)))
+    page.on("requestfailed", lambda request: answers.append((request.url, 0)))
+    for url in PAGES.values():
+        page.goto(address + url, wait_until="networkidle")
+    assert [answer for answer in answers if not answer[0].startswith(address) or answer[1] >= 400 or not answer[1]] == []
+    assert any("woff2" in answer[0] for answer in answers)
+
+
+def test_no_page_raises_a_script_error(page, address):
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(dialog.message))
+    for url in PAGES.values():
+        page.goto(address + url, wait_until="networkidle")
+    assert errors == []
+
+
+def test_the_theme_button_switches_and_the_choice_stays(page, address):
+    page.emulate_media(color_scheme="light")
+    page.goto(address)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    page.get_by_role("button", name="Switch to dark theme").click()
+    dark = page.evaluate(paper)
+    page.goto(address + "papers/")
+    assert light != dark
+    assert page.evaluate(paper) == dark
+
+
+def test_words_filter_the_papers_and_stay_in_the_address(page, address):
+    page.goto(address + "papers/")
+    rows = page.locator(".papers tbody tr:visible")
+    everything = rows.count()
+    page.get_by_role("searchbox").fill("attention-guided 2024")
+    assert everything > rows.count() == 1
+    assert page.locator("#papers-count").inner_text() == "1"
+    assert page.url.endswith("?q=attention-guided+2024")
+    page.reload()
+    assert rows.count() == 1
+    page.get_by_role("searchbox").fill("no such words")
+    assert rows.count() == 0
+    assert page.locator("#papers-none").is_visible()
+
+
+def test_search_finds_a_technique_by_its_name(page, address):
+    page.goto(address + "search/")
+    page.get_by_role("searchbox").fill("fastv")
+    page.locator("#search-results a").first.click()
+    assert page.url == address + "papers/fastv/"
+
+
+def test_the_run_block_copies_the_command_without_the_prompt(browser, address):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(address + "papers/fastv/")
+    page.get_by_role("button", name="Copy").first.click()
+    assert page.get_by_role("button", name="Copied").is_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "elvi run fastv --model tiny-qwen --sample 10003 --baseline"
+    context.close()
+
+
+def test_pages_read_fully_without_scripts(browser, address, root):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address + "papers/")
+    assert page.locator(".papers tbody tr:visible").count() == len(list((root / "catalog").glob("*.yaml")))
+    assert not page.locator("#papers-filter").is_visible()
+    page.goto(address + "papers/fastv/")
+    assert page.get_by_text("elvi run fastv").first.is_visible()
+    assert not page.get_by_role("button", name="Copy").first.is_visible()
+    context.close()
+
+
+def test_the_keyboard_reaches_the_stages_from_the_skip_link(page, address):
+    page.goto(address)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent"))
+    assert "Encode" in reached

@@ -1,0 +1,1 @@
+"""The site generator: catalog, code facts and results files in, a static site out."""

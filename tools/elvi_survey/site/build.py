@@ -1,0 +1,98 @@
+"""`elvi-survey site build`: catalog, code facts and results files become Markdown, mkdocs makes the site, Pagefind its index.
+
+Everything is written by plain commands before and after mkdocs; nothing runs inside it, so that its successor reads the same
+sources. The same inputs give the same bytes.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from elvi_survey.codefacts import read_facts, read_techniques
+from elvi_survey.load import load_catalog
+from elvi_survey.site.errors import SiteError
+from elvi_survey.site.pages import Sources, all_pages
+from elvi_survey.site.render import environment, markdown
+from elvi_survey.site.results import load_results
+
+UNUSED = ("assets/javascripts", "assets/stylesheets")
+PORT = 8000
+
+
+def collect(root: Path) -> Sources:
+    """All inputs of the site below a repository's root. Raises CatalogError or SiteError."""
+    return Sources(load_catalog(root), read_techniques(root), read_facts(root), load_results(root / "results"))
+
+
+def write_sources(root: Path, folder: Path) -> None:
+    """Write the Markdown of every page and copy the hand-written ones with the look's files."""
+    sources = collect(root)
+    made = environment(sources, _repository(root))
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(root / "docs/pages", folder)
+    shutil.copytree(root / "docs/look", folder / "look")
+    for page in all_pages(sources):
+        path = folder / page.source
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(markdown(made, page), encoding="utf-8")
+
+
+def _repository(root: Path) -> str:
+    """The address that every link into the repository starts with: `repo_url` of mkdocs.yml."""
+    found = re.search(r"^repo_url: (\S+)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise SiteError("mkdocs.yml names no repo_url; add the address of the repository.")
+    return found[1]
+
+
+def build(root: Path, out: Path) -> None:
+    """Build the site of the repository at `root` into `out`. Raises SiteError, or CatalogError on a bad catalog."""
+    _refuse_foreign(out)
+    folder = out.with_name(f"{out.name}-source")
+    write_sources(root, folder)
+    environ = os.environ | {"ELVI_SITE_SOURCE": str(folder.resolve()), "SOURCE_DATE_EPOCH": "0"}
+    _run("mkdocs", "build", "--strict", "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(out.resolve()), environ=environ)
+    for unused in UNUSED:
+        shutil.rmtree(out / unused, ignore_errors=True)
+    _run("pagefind", "--site", str(out.resolve()), environ=environ)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "sitemap.xml").is_file()):
+        raise SiteError(f"{out} holds something that is not a built site; name an empty or new folder with --out.")
+
+
+def _run(module: str, *arguments: str, environ: dict[str, str]) -> None:
+    """Run a tool of this Python's environment and show what it says only when it fails."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+        raise SiteError(f"`{module}` failed on the written pages; its messages stand above.")
+
+
+def serve(out: Path, port: int = PORT) -> None:
+    """Show a built site on this machine until interrupted."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(out))
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ (stop with Ctrl+C)")
+        server.serve_forever()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`site build [--out DIR]` and `site serve [--out DIR] [--port N]`."""
+    parser = argparse.ArgumentParser(prog="elvi-survey site", description="Build the site, or build and show it.")
+    parser.add_argument("action", choices=["build", "serve"])
+    parser.add_argument("--out", type=Path, default=Path("build/site"), help="folder of the built site")
+    parser.add_argument("--port", type=int, default=PORT)
+    asked = parser.parse_args(argv)
+    build(Path.cwd(), asked.out)
+    print(f"The site is in {asked.out}; open it with `elvi-survey site serve`.")
+    if asked.action == "serve":
+        serve(asked.out, asked.port)
+    return 0

@@ -1,0 +1,188 @@
+"""What pages exist and what each one is told: plain values for the templates, nothing drawn and nothing written here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from elvi_survey.codefacts import Technique
+from elvi_survey.schema import Catalog, Category, Record, Stage, Subcategory
+from elvi_survey.site.figures import Request, acts_at
+from elvi_survey.site.results import Result
+
+PAPERS = "papers/"
+NEWEST = 6
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: its address below the site's root, its template and what the template is told."""
+
+    url: str
+    template: str
+    title: str
+    description: str
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """Path of its Markdown file; an address that has pages below it is an index."""
+        if self.template in {"record.html", "category.html"}:
+            return f"{self.url.rstrip('/')}.md"
+        return f"{self.url}index.md"
+
+    def to(self, url: str) -> str:
+        """Relative link from this page to another address of the site."""
+        return "../" * self.url.count("/") + url or "./"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A placement with its vocabulary entries."""
+
+    stage: Stage
+    category: Category
+    subcategory: Subcategory | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that pages are made from. `techniques` are the code facts by id, `facts` the sentences by fact name."""
+
+    catalog: Catalog
+    techniques: dict[str, Technique]
+    facts: dict[str, str]
+    results: dict[str, list[Result]]
+
+
+def record_url(record: Record) -> str:
+    return f"{PAPERS}{record.id}/"
+
+
+def category_url(stage: Stage, category: Category) -> str:
+    return f"{stage.id}/{category.id}/"
+
+
+def newest_first(records: list[Record]) -> list[Record]:
+    """By month of first posting, or by year where it is unknown; then by id."""
+    by_id = sorted(records, key=lambda record: record.id)
+    return sorted(by_id, key=lambda record: record.first_posted or f"{record.year}-00", reverse=True)
+
+
+def places(catalog: Catalog, record: Record) -> list[Place]:
+    """The distinct placements of a record, the main one first."""
+    found = []
+    for stage_id, category_id, subcategory_id in record.paths:
+        stage = catalog.stages[stage_id]
+        category = stage.categories[category_id]
+        found.append(Place(stage, category, category.subcategories[subcategory_id] if subcategory_id else None))
+    return found
+
+
+def training(record: Record) -> str:
+    """The word of the papers table; empty where it is not known."""
+    return {True: "training-free", False: "trained", None: ""}[record.training_free]
+
+
+def all_pages(sources: Sources) -> Iterator[Page]:
+    catalog = sources.catalog
+    yield _home(catalog)
+    yield _papers(catalog)
+    for stage in catalog.stages.values():
+        yield _stage(catalog, stage)
+        for category in stage.categories.values():
+            yield _category(catalog, stage, category)
+    for record in catalog.records.values():
+        yield _record(sources, record)
+
+
+def _home(catalog: Catalog) -> Page:
+    records = list(catalog.records.values())
+    stages = list(catalog.stages.values())
+    counted = {
+        stage.id: [(category, len(catalog.in_path(stage.id, category.id))) for category in stage.categories.values()]
+        for stage in stages
+    }
+    runnable = newest_first([record for record in records if record.implementation.status == "runnable"])
+    context = {
+        "records": records,
+        "runnable": runnable,
+        "featured": next((record for record in runnable if record.stage == "prefill"), next(iter(runnable), None)),
+        "newest": newest_first(records)[:NEWEST],
+        "pipeline": [stage for stage in stages if stage.in_pipeline],
+        "others": [stage for stage in stages if not stage.in_pipeline],
+        "categories": counted,
+        "total": {stage.id: len(catalog.in_path(stage.id)) for stage in stages},
+        "widest": max((n for found in counted.values() for _, n in found), default=0) or 1,
+        "request": Request(),
+    }
+    return Page("", "home.html", "A living survey of efficient vision-language inference", _HOME, context)
+
+
+_HOME = "Papers and runnable techniques for efficient inference of large vision-language models, by encode, prefill and decode."
+
+
+def _papers(catalog: Catalog) -> Page:
+    order = {stage: i for i, stage in enumerate(catalog.stages)}
+    records = sorted(newest_first(list(catalog.records.values())), key=lambda record: order[record.stage])
+    words = "Every paper of the catalog with its place in the pipeline, its venue and whether it runs here."
+    return Page(PAPERS, "papers.html", "Papers", words, {"records": records})
+
+
+def _stage(catalog: Catalog, stage: Stage) -> Page:
+    categories = [(c, newest_first(catalog.in_path(stage.id, c.id))) for c in stage.categories.values()]
+    context = {"stage": stage, "records": catalog.in_path(stage.id), "categories": categories}
+    return Page(f"{stage.id}/", "stage.html", stage.title, stage.definition, context)
+
+
+def _category(catalog: Catalog, stage: Stage, category: Category) -> Page:
+    records = newest_first(catalog.in_path(stage.id, category.id))
+    groups = [
+        (sub.title, sub.definition, sub.id, newest_first(catalog.in_path(stage.id, category.id, sub.id)))
+        for sub in category.subcategories.values()
+    ]
+    here = (stage.id, category.id, None)
+    if loose := [record for record in records if not groups or here in record.paths]:
+        groups.append(("Papers" if not groups else "Not placed further", "", "papers", loose))
+    context = {"stage": stage, "category": category, "records": records, "groups": groups}
+    return Page(category_url(stage, category), "category.html", category.title, category.definition, context)
+
+
+def _record(sources: Sources, record: Record) -> Page:
+    code = sources.techniques.get(record.id) if record.implementation.status == "runnable" else None
+    main = record.placements[0]
+    siblings = newest_first([r for r in sources.catalog.in_path(main.stage, main.category) if r.id != record.id])
+    classes = code.classes if code else []
+    acts = acts_at([method for part in classes for method in part.methods], record.stage)
+    settable = [field for part in classes[:1] for field in part.fields if field.default is not None]
+    context = {
+        "record": record,
+        "code": code,
+        "facts": sources.facts,
+        "results": sources.results.get(record.id, []),
+        "acts": acts,
+        "stations": {station for _, station, _ in acts},
+        "example": next(iter(settable), None),
+        "siblings": siblings[:8],
+        "sections": _sections(record, runs=code is not None, acts=bool(acts), fields=bool(classes)),
+    }
+    return Page(record_url(record), "record.html", record.display_name, record.summary, context)
+
+
+def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[tuple[str, str]]:
+    """(anchor, label) of the sections that the record's page has."""
+    return [
+        (anchor, label)
+        for anchor, label, present in [
+            ("idea", "Idea", True),
+            ("run", "Planned" if record.implementation.status == "planned" else "No implementation", not runs),
+            ("where", "Where it acts", acts),
+            ("run", "Run it", runs),
+            ("fields", "Fields and defaults", fields),
+            ("cost", "Quality and cost", runs),
+            ("reported", "Reported numbers", bool(record.claims)),
+            ("compose", "Composition", runs),
+            ("source", "Source and tests", runs),
+            ("cite", "Cite", True),
+        ]
+        if present
+    ]

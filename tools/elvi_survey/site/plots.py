@@ -1,0 +1,156 @@
+"""Budget plots: quality and cost against the budget that was kept, as inline SVG from one results file.
+
+Quality and cost are two panels, never two vertical axes. Marks have the shape of the stage, random selection at the same budget is grey,
+the unmodified model dashed. Labels sit on the lines. Every mark carries the address of its value in `data-result-id`.
+"""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from elvi_survey.site.figures import BAR, GLYPHS
+from elvi_survey.site.results import Axis, Result, budget_axis, cells
+
+LEFT, RIGHT, TOP, BOTTOM = 38.0, 318.0, 16.0, 202.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark: horizontal and vertical value, quartiles where repeats were timed, the address of the vertical value."""
+
+    x: float
+    y: float
+    address: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Vertical range of a panel with its ticks."""
+
+    low: float
+    high: float
+    step: float
+
+    def y(self, value: float) -> float:
+        return BOTTOM - (value - self.low) / (self.high - self.low) * (BOTTOM - TOP)
+
+    def ticks(self) -> list[float]:
+        return [self.low + self.step * i for i in range(round((self.high - self.low) / self.step) + 1)]
+
+
+def scale_for(values: list[float], *, floor: bool) -> Scale:
+    """A range in steps of 0.1, 0.2 or 0.5 around the values; from zero when `floor`."""
+    low = 0.0 if floor else int(min(values) * 10 + 1e-9) / 10
+    high = max(1.0, -(-max(values) * 10 // 1) / 10)
+    step = next((s for s in (0.1, 0.2, 0.25, 0.5) if (high - low) / s <= 6), 1.0)
+    count = -(-(high - low) / step // 1)
+    return Scale(round(high - count * step, 3) if not floor else 0.0, round(high if not floor else count * step, 3), step)
+
+
+def points(result: Result, group: str, axis: Axis, path: str) -> list[Point]:
+    """One point per cell, in order of the budget; a path that ends at a spread gives its median and quartiles."""
+    found = []
+    for where, cell in cells(result, group):
+        here = result.value(f"{where}/{path}")
+        if here is None:
+            continue
+        spread = here if isinstance(here, dict) else {"median": here, "q1": None, "q3": None}
+        tail = f"{path}/median" if isinstance(here, dict) else path
+        address = f"{result.address}#{where}/{tail}"
+        found.append(Point(cell[axis.path], spread["median"], address, spread["q1"], spread["q3"]))
+    return sorted(found, key=lambda point: point.x)
+
+
+def _x(share: float) -> float:
+    return LEFT + min(share, 1.1) / 1.1 * (RIGHT - LEFT + 20)
+
+
+def _grid(scale: Scale) -> str:
+    rows = "".join(
+        f'<path class="l-rule" d="M{LEFT:g},{scale.y(v):.1f}H{RIGHT:g}"/>'
+        f'<text class="end tick" x="{LEFT - 6:g}" y="{scale.y(v) + 4:.1f}">{v:g}</text>'
+        for v in (round(tick, 3) for tick in scale.ticks())
+    )
+    columns = "".join(f'<text class="mid tick" x="{_x(s / 100):.1f}" y="220">{s} %</text>' for s in (20, 40, 60, 80, 100))
+    return rows + columns
+
+
+def _line(marks: list[Point], scale: Scale, css: str) -> str:
+    if len(marks) < 2:
+        return ""
+    path = " ".join(f"{_x(p.x):.1f},{scale.y(p.y):.1f}" for p in marks)
+    return f'<path class="{css}" stroke-width="2" d="M{path}"/>'
+
+
+def _bars(marks: list[Point], scale: Scale) -> str:
+    return "".join(
+        f'<path class="l-mark" stroke-width="1.4" d="M{_x(p.x):.1f},{scale.y(p.low):.1f}V{scale.y(p.high):.1f}"/>'
+        for p in marks
+        if p.low is not None and p.high is not None
+    )
+
+
+def _shapes(marks: list[Point], scale: Scale, shape: str, css: str) -> str:
+    return "".join(
+        f'<g transform="translate({_x(p.x) - 4.5:.1f} {scale.y(p.y) - 4.5:.1f}) scale(.75)">'
+        f'<path class="{css} halo" data-result-id="{escape(p.address)}" d="{shape}"/></g>'
+        for p in marks
+    )
+
+
+def _label(x: float, y: float, words: str, css: str) -> str:
+    """Words at the end of a line: to the right of the mark, or above it where the panel ends."""
+    if x > LEFT + 0.6 * (RIGHT - LEFT):
+        return f'<text class="{css} end" x="{x + 4:.1f}" y="{y - 9:.1f}">{escape(words)}</text>'
+    return f'<text class="{css}" x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(words)}</text>'
+
+
+def panel(stage: str, label: str, ours: list[Point], random: list[Point], plain: Point | None, scale: Scale, names: tuple[str, str]) -> Markup:
+    """One panel. `plain` is the unmodified model, drawn as a dashed level; `names` are the words on our line and on the level."""
+    name, plain_name = names
+    parts = [_grid(scale)]
+    if plain is not None:
+        y = scale.y(plain.y)
+        words_at = y - 5 if y > TOP + 14 else y + 14
+        parts.append(f'<path class="l-ink" stroke-dasharray="3 3" d="M{LEFT:g},{y:.1f}H{RIGHT:g}"/>')
+        traced = f' data-result-id="{escape(plain.address)}"' if plain.address else ""
+        parts.append(f'<text{traced} x="{LEFT + 4:g}" y="{words_at:.1f}">{escape(plain_name)}</text>')
+    parts += [_line(random, scale, "l-edge"), _shapes(random, scale, GLYPHS["decode"], "f-soft")]
+    parts += [_bars(ours, scale), _line(ours, scale, "l-mark"), _shapes(ours, scale, GLYPHS.get(stage, BAR), "f-mark")]
+    x, y = _x(ours[-1].x), scale.y(ours[-1].y)
+    parts.append(_label(x, y, name, "t-s"))
+    if random:
+        parts.append(_label(_x(random[-1].x), max(scale.y(random[-1].y), y + 16), "random, same budget", ""))
+    return Markup(
+        f'<svg viewBox="0 0 340 228" role="img" aria-label="{escape(label)}" data-stage="{escape(stage)}">{"".join(parts)}</svg>'
+    )
+
+
+def charts(result: Result, stage: str, name: str) -> list[tuple[str, Markup, Markup]]:
+    """(heading, detail, picture) of the quality and the cost panel; empty where no budget varies between the cells."""
+    axis = budget_axis(result)
+    if axis is None:
+        return []
+    quality = points(result, "cells", axis, "quality/accuracy")
+    rival = points(result, "random", axis, "quality/accuracy")
+    plain = Point(1.0, result.value("baseline/quality/accuracy"), f"{result.address}#baseline/quality/accuracy")
+    words = f"unmodified model {plain.y:.3f}"
+    label = f"Accuracy of {name} against the budget; the table below holds the numbers"
+    first = panel(stage, label, quality, rival, plain, scale_for([p.y for p in [*quality, *rival, plain]], floor=False), (name, words))
+    clips = Markup("{} held-out clips").format(result.show("protocol/clips"))
+    return [("Accuracy", clips, first), *_cost(result, stage, name, axis)]
+
+
+def _cost(result: Result, stage: str, name: str, axis: Axis) -> list[tuple[str, Markup, Markup]]:
+    """The panel of time: per output token for decoding, to the first token otherwise; empty where it was not timed."""
+    key, what = ("tpot_ratio", "Time per output token") if stage == "decode" else ("ttft_ratio", "Time to first token")
+    timed = points(result, "cells", axis, key)
+    if not timed:
+        return []
+    plain = Point(1.0, 1.0, "")
+    scale = scale_for([p.high if p.high is not None else p.y for p in timed], floor=True)
+    label = f"{what} of {name} relative to the unmodified model; the table below holds the numbers"
+    kernel = Markup("relative to the unmodified model, both {}; bars are quartiles").format(result.show("model/attention"))
+    return [(what, kernel, panel(stage, label, timed, [], plain, scale, (name, "unmodified model")))]

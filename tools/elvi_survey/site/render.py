@@ -1,0 +1,73 @@
+"""Pages to Markdown files: front matter for the theme, then HTML that Markdown leaves alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from elvi_survey.export import bibtex
+from elvi_survey.schema import Record
+from elvi_survey.site.figures import glyph, lifecycle, token_path
+from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, training
+from elvi_survey.site.plots import charts
+from elvi_survey.site.results import Result, budget_axis, cells
+from elvi_survey.site.text import beyond_markdown, one_line, prose
+
+MODEL, SAMPLE = "tiny-qwen", 10003
+
+
+def environment(sources: Sources, repository: str) -> Environment:
+    """Templates that escape every value, with the helpers they use; links into the repository start at `repository`."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    made.globals.update(_helpers(sources, repository))
+    return made
+
+
+def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
+    catalog = sources.catalog
+    return {
+        "glyph": glyph,
+        "lifecycle": lifecycle,
+        "token_path": token_path,
+        "prose": prose,
+        "bibtex": lambda record: bibtex(record, catalog.venues[record.venue].title),
+        "training": training,
+        "record_url": record_url,
+        "category_url": category_url,
+        "places": lambda record: places(catalog, record),
+        "venue": lambda record: f"{catalog.venues[record.venue].title} {record.year}",
+        "model_title": lambda model: catalog.models[model].title if model else "not named",
+        "command": lambda record: f"elvi run {record.id} --model {MODEL} --sample {SAMPLE} --baseline",
+        "source": lambda path, line=None: f"{repository}/blob/main/{path}{f'#L{line}' if line else ''}",
+        "edit": lambda record: f"{repository}/edit/main/catalog/{record.id}.yaml",
+        "charts": lambda result, record: charts(result, record.stage, record.display_name),
+        "axis": budget_axis,
+        "drafted": drafted,
+        "rows": rows,
+        "model": MODEL,
+        "sample": SAMPLE,
+    }
+
+
+def drafted(result: Result) -> bool:
+    """Whether any cell accepted drafted tokens."""
+    return any(cell["acceptance_length"] is not None for cell in result.data["cells"])
+
+
+def rows(result: Result) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """(path, cell, path of the random selection with the same setting or None)."""
+    rivals = {json.dumps(cell["setting"], sort_keys=True): path for path, cell in cells(result, "random")}
+    for path, cell in cells(result, "cells"):
+        yield path, cell, rivals.get(json.dumps(cell["setting"], sort_keys=True))
+
+
+def markdown(made: Environment, page: Page) -> str:
+    """One page as the text of its Markdown file."""
+    body = made.get_template(page.template).render(page=page, **page.context)
+    head = {"title": one_line(page.title), "description": one_line(page.description), "generated": True}
+    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
+    return f"---\n{front}\n---\n\n{beyond_markdown(body).strip()}\n"

@@ -1,0 +1,106 @@
+"""Results files as the pages need them: every printed number keeps the address of the value it came from.
+
+An address is `<hardware>/<technique>#<key>/<key>/…`, the file under `results/` and the path inside its JSON.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from elvi_survey.site.errors import SiteError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One results file: measurements of one technique on one machine."""
+
+    address: str
+    data: dict[str, Any]
+
+    @property
+    def technique(self) -> str:
+        return self.data["technique"]
+
+    def value(self, path: str) -> Any:
+        """The value at `path`, keys and list positions separated by slashes; None where a key on the way is null."""
+        found: Any = self.data
+        for key in path.split("/"):
+            if found is None:
+                return None
+            found = found[int(key) if isinstance(found, list) else key]
+        return found
+
+    def show(self, path: str, form: str = "plain") -> Markup:
+        """The value as text inside an element that names its address; a dash where the file says null."""
+        found = self.value(path)
+        text = "–" if found is None else FORMS[form](found)
+        return Markup('<span class="num" data-result-id="{}#{}">{}</span>').format(self.address, path, text)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+FORMS = {
+    "plain": _plain,
+    "share": lambda value: f"{100 * value:.0f} %",
+    "ratio": lambda value: f"{value:.2f}",
+    "accuracy": lambda value: f"{value:.3f}",
+    "count": lambda value: f"{value:,.1f}".removesuffix(".0"),
+    "commit": lambda value: str(value)[:7],
+    "list": lambda value: ", ".join(map(str, value)),
+    "setting": lambda value: ", ".join(f"{key} = {item}" for key, item in value.items()) or "defaults",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The budget that varies between the cells of a file: its path inside a cell and its name."""
+
+    path: str
+    name: str
+
+
+AXES = (
+    Axis("kept_share", "Visual tokens kept, averaged over all layers"),
+    Axis("kv_ratio", "Bytes of key-value cache kept"),
+)
+
+
+def budget_axis(result: Result) -> Axis | None:
+    """The first budget that differs between cells; None where the technique has no budget to vary."""
+    for axis in AXES:
+        if len({round(cell[axis.path], 3) for cell in result.data["cells"]}) > 1:
+            return axis
+    return None
+
+
+def load_results(root: Path) -> dict[str, list[Result]]:
+    """Results by technique id, machines in alphabetical order. Raises SiteError on a file of another schema."""
+    found: dict[str, list[Result]] = {}
+    for path in sorted(root.glob("*/*.json")):
+        result = Result(f"{path.parent.name}/{path.stem}", _read(path))
+        found.setdefault(result.technique, []).append(result)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SiteError(f"{path} is not JSON ({error}); write it again with `elvi bench`.") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("technique") != path.stem:
+        raise SiteError(f"{path} is not a results file of schema {SCHEMA} for {path.stem}; write it again with `elvi bench`.")
+    return data
+
+
+def cells(result: Result, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, cell) of a group, `cells` or `random`."""
+    for i, cell in enumerate(result.data[group]):
+        yield f"{group}/{i}", cell
