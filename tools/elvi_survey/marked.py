@@ -69,7 +69,7 @@ class _Builder:
 
     def value(self, event: Any, path: Path, key: Any) -> Any:
         _refuse(event, len(path))
-        raw = event.value if isinstance(event, yaml.ScalarEvent) and event.style is None else None
+        raw = event.value if isinstance(event, yaml.ScalarEvent) and not event.style else None
         start, key_start = event.start_mark, (key or event).start_mark
         self.marks[path] = Mark(start.line + 1, start.column + 1, key_start.line + 1, key_start.column + 1, raw)
         if isinstance(event, yaml.ScalarEvent):
