@@ -2,20 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CLONE := PYTHONPATH=impls:tools $(BIN)/python
 
 .PHONY: venv demo test slow lint types check site serve bench tiny wheel ci clean
 
 venv: $(VENV)/.done
-$(VENV)/.done: pyproject.toml constraints.txt
+$(VENV)/.done: pyproject.toml tools/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable ./tools
 	touch $@
 
 demo: venv  ## one composed plan next to the unmodified model, then the site
 	$(BIN)/elvi demo
-	$(CLONE) -m elvi_survey site build
+	$(BIN)/elvi-survey site build
 	@echo "The site is built: run 'make serve' and open http://127.0.0.1:8000/"
 
 test: venv browser node_modules  ## everything but the slow tail
@@ -39,11 +38,11 @@ lint: venv
 types: venv
 	$(BIN)/pyright
 check: venv  ## catalog and code agree
-	$(CLONE) -m elvi_survey check
+	$(BIN)/elvi-survey check
 site: venv
-	$(CLONE) -m elvi_survey site build
+	$(BIN)/elvi-survey site build
 serve: venv
-	$(CLONE) -m elvi_survey site serve
+	$(BIN)/elvi-survey site serve
 bench: venv  ## measure every technique on this machine
 	$(BIN)/elvi bench all
 tiny: venv  ## retrain the shipped tiny models from their seed

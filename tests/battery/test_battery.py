@@ -1,0 +1,205 @@
+"""What every technique must hold, whatever it does. Techniques are found by walking the stage folders."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import elvi
+from elvi.core.generate import generate, prefill
+from elvi.core.plan import Drafter, Encoded, Keep, Plan, Reduce
+from elvi.core.run import Run
+from elvi.errors import ElviError, FitError, PlanError
+from elvi.media import Clip
+
+IDS = elvi.list_techniques()
+MODELS = ("tiny-qwen", "tiny-llava")
+SEED = 10_000
+
+
+@cache
+def family(name: str):
+    return elvi.load(name, device="cpu")
+
+
+def clip(number: int = 0, seconds: int = 3, kind: str = "color") -> Clip:
+    return elvi.sample(SEED + number, kind=kind, seconds=seconds)
+
+
+def fitting(name: str, technique) -> bool:
+    """Whether a technique alone fits a model (a tower without class token may not)."""
+    try:
+        Plan(technique).check(family(name))
+    except FitError:
+        return False
+    return True
+
+
+def full(identifier: str):
+    """The technique with the setting at which it must change nothing, or None if it has none."""
+    technique = elvi.technique(identifier)
+    return technique(**technique.full) if technique.full is not None else None
+
+
+def prefilled(name: str, plan: Plan, picture: Clip | None, question: str = "what color is the star ?") -> Run:
+    run = Run(family(name), plan)
+    with torch.inference_mode():
+        prefill(run, picture, question)
+    return run
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_defaults_are_literals_and_the_class_is_frozen(identifier):
+    technique = elvi.technique(identifier)()
+    assert all(isinstance(getattr(technique, field.name), bool | int | float | str | None) for field in fields(technique))
+    with pytest.raises(AttributeError):
+        setattr(technique, fields(technique)[0].name, None)
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_what_is_swept_is_a_field_and_every_value_is_legal(identifier):
+    technique = elvi.technique(identifier)
+    field, values = technique.sweep
+    assert all(getattr(technique(**{field: value}), field) == value for value in values)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("identifier", IDS)
+def test_full_budget_is_identity(identifier, name):
+    technique = full(identifier)
+    if technique is None or not fitting(name, technique):
+        return
+    for number, kind in enumerate(("color", "caption")):
+        picture = clip(number, 4, kind)
+        plain = generate(family(name), picture, max_new_tokens=24)
+        assert generate(family(name), picture, plan=Plan(technique), max_new_tokens=24).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_prompts_without_pictures_are_left_alone(identifier):
+    technique, question = elvi.technique(identifier)(), "what color is the star ?"
+    if isinstance(technique, Keep):
+        return  # text alone is still a cache to compress
+    plain = generate(family("tiny-qwen"), None, question, max_new_tokens=6)
+    assert generate(family("tiny-qwen"), None, question, plan=Plan(technique), max_new_tokens=6).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("identifier", IDS)
+def test_text_stays_and_tokens_keep_their_order(identifier, name):
+    technique = elvi.technique(identifier)()
+    if not isinstance(technique, Reduce) or not fitting(name, technique):
+        return
+    run = prefilled(name, Plan(technique), clip())
+    text = set(run.layout.row[~run.layout.visual].tolist())
+    for layer in run.store.layers:
+        row = layer.row[0]
+        assert (row.diff() > 0).all()
+        assert text <= set(row.tolist())
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("identifier", IDS)
+def test_every_budget_works_down_to_single_tokens(identifier, ratio):
+    technique = elvi.technique(identifier)
+    if "keep_ratio" not in {field.name for field in fields(technique)}:
+        return
+    for seconds in (1, 2):
+        for name in MODELS:
+            try:
+                plan = Plan(technique(keep_ratio=ratio))
+            except ElviError:
+                assert ratio == 0.0, "only an empty budget may be refused"
+                return
+            assert generate(family(name), clip(1, seconds), plan=plan, max_new_tokens=3).tokens
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_two_runs_are_equal(identifier):
+    plan = Plan(elvi.technique(identifier)())
+    first, second = (generate(family("tiny-qwen"), clip(2, 4, "caption"), plan=plan, max_new_tokens=16) for _ in range(2))
+    assert first.tokens == second.tokens
+    assert first.report.kv_bytes == second.report.kv_bytes
+    assert first.report.visual_tokens == second.report.visual_tokens
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("identifier", IDS)
+def test_mass_is_conserved_or_dropped_whole(identifier, name):
+    technique = elvi.technique(identifier)()
+    if not isinstance(technique, Reduce) or not isinstance(technique.at, Encoded) or not fitting(name, technique):
+        return
+    seen: list[tuple[float, float, int]] = []
+
+    class Spy:
+        at, tower_layers = technique.at, getattr(technique, "tower_layers", ())
+        needs, breaks, lossless = technique.needs, technique.breaks, technique.lossless
+
+        def reduce(self, tokens, view):
+            out = technique.reduce(tokens, view)
+            seen.append((float(tokens.mass.sum()), float(out.mass.sum()), len(out)))
+            return out
+
+    prefilled(name, Plan(Spy()), clip())
+    ((before, after, count),) = seen
+    assert after == pytest.approx(before) or after == count
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_bytes_are_those_of_the_storage_that_is_allocated(identifier):
+    technique = elvi.technique(identifier)()
+    run = prefilled("tiny-qwen", Plan(technique), clip())
+    allocated = 0
+    for layer in run.store.layers:
+        allocated += layer._keys.untyped_storage().nbytes() + layer._values.untyped_storage().nbytes()
+        allocated += layer.packed.nbytes if layer.packed is not None else 0
+    assert run.store.nbytes == allocated
+
+
+def pairs() -> list[tuple[str, str]]:
+    return [(first, second) for first in IDS for second in IDS if first != second]
+
+
+@pytest.mark.parametrize(("first", "second"), pairs())
+def test_every_ordered_pair_runs_or_is_refused_by_name(first, second):
+    one, two = elvi.technique(first)(), elvi.technique(second)()
+    try:
+        out = generate(family("tiny-qwen"), clip(3, 2), plan=Plan(one, two), max_new_tokens=4)
+    except PlanError as error:
+        assert {type(one).__name__, type(two).__name__} == set(error.culprits)
+        assert all(name in str(error) for name in error.culprits)
+        return
+    except FitError as error:
+        assert type(one).__name__ in str(error) or type(two).__name__ in str(error)
+        return
+    assert out.report.plan
+    assert np.isfinite(out.report.kv_bytes)
+
+
+def drafters() -> list[str]:
+    return [identifier for identifier in IDS if isinstance(elvi.technique(identifier)(), Drafter)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("drafter", drafters())
+@pytest.mark.parametrize("identifier", [None, *IDS])
+def test_speculation_emits_what_plain_decoding_emits_under_every_legal_plan(identifier, drafter, name):
+    others = [elvi.technique(identifier)()] if identifier not in (None, drafter) else []
+    speculative = Plan(*others, elvi.technique(drafter)())
+    try:
+        speculative.check(family(name))
+    except (PlanError, FitError):
+        return
+    accepted = drafted = 0
+    for number in range(3):
+        picture = clip(10 + number, 4, "caption")
+        plain = generate(family(name), picture, plan=Plan(*others), max_new_tokens=40)
+        fast = generate(family(name), picture, plan=speculative, max_new_tokens=40)
+        assert fast.tokens == plain.tokens
+        accepted += sum(fast.report.accepted)
+        drafted += sum(fast.report.drafted)
+    assert 0 < accepted < drafted
