@@ -1,8 +1,12 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from support import FAMILIES, clip_for, random_family
 
 from elvi.core.generate import generate
+from elvi.core.plan import Plan
 from elvi.errors import BudgetError, FitError
 
 QUESTION = "what color is the star ?"
@@ -44,7 +48,7 @@ def test_sampling_repeats_with_its_seed_and_differs_with_another():
 def test_report_counts_tokens_forwards_and_allocated_bytes():
     family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=3)
     report = generate(family, clip, QUESTION, max_new_tokens=5, ignore_eos=True).report
-    assert report.visual_tokens == {"encoded": 108.0, "reduced": 108.0, "prefill_mean": 108.0}
+    assert report.visual_tokens == {"encoded": 108.0, "reduced": 108.0, "prefill_mean": 108.0, "cache_mean": 108.0}
     assert report.forwards == 4
     assert report.acceptance_length == 1.0
     assert report.kv_bytes == family.num_layers * report.prompt_tokens * 2 * 32 * 2 * 4
@@ -74,3 +78,32 @@ def test_model_is_bit_identical_afterwards():
         generate(family, clip, QUESTION, max_new_tokens=3)
         assert torch.equal(family.model(**inputs).logits, logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in family.model.state_dict().items())
+
+
+@dataclass(frozen=True)
+class LastSlots:
+    """Keeps the last `count` slots of each head."""
+
+    count: int
+    window: int = 0
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+    rolling: ClassVar[bool] = False
+
+    def keep(self, views):
+        return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]
+
+
+def test_report_counts_visual_tokens_left_in_the_cache():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=3)
+    full = generate(family, clip, QUESTION, max_new_tokens=1).report
+    after_picture = int(full.prompt_tokens - 1 - family.prompt(QUESTION, *_encoded(family, clip)).slots.max())
+    report = generate(family, clip, QUESTION, plan=Plan(LastSlots(after_picture + 10)), max_new_tokens=1).report
+    assert report.visual_tokens["cache_mean"] == 10.0
+    assert report.visual_tokens["prefill_mean"] == 108.0
+
+
+def _encoded(family, clip):
+    clip = family.steps(clip)
+    return clip, family.encode(clip)

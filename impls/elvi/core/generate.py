@@ -59,6 +59,7 @@ def generate(
         clip, logits = prefill(run, clip, question)
         ids = [sampler.pick(logits)]
     kv_bytes = run.store.nbytes
+    run.meter.cached_visual_tokens = run.cached_visual_tokens
     with run.meter.time("decode"):
         decode(run, ids, clip, sampler, max_new_tokens, set() if ignore_eos else family.eos)
     return Output(family.decode(ids), ids, _report(run, ids, kv_bytes))
@@ -166,7 +167,11 @@ def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
     meter = run.meter
     seconds = meter.seconds
     layers = meter.layer_visual_tokens
-    visual = {**meter.visual_tokens, "prefill_mean": sum(layers) / len(layers)}
+    visual = {
+        **meter.visual_tokens,
+        "prefill_mean": sum(layers) / len(layers),
+        "cache_mean": meter.cached_visual_tokens,
+    }
     return Report(
         plan=[repr(technique) for technique in run.plan.techniques],
         lossless=run.plan.lossless,

@@ -32,6 +32,7 @@ class Meter:
     layer_visual_tokens: list[int] = field(default_factory=list)
     tower_flops: float = 0.0
     prefill_flops: float = 0.0
+    cached_visual_tokens: float = 0.0
     forwards: int = 0
     accepted: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
@@ -55,7 +56,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Report:
-    """What one generation cost. Units are in the names; `visual_tokens` per seam, `*_mean` over layers.
+    """What one generation cost. Units are in the names; `visual_tokens` per seam, `*_mean` over layers (and heads, in the cache after the prompt).
 
     kv_bytes: cache after the prompt was committed; kv_bytes_end: at the end. forwards: decoding forwards of the target
     (the prefill is not one of them). acceptance_length: mean tokens emitted per decoding forward. flops: predicted from shapes,

@@ -148,6 +148,13 @@ class Run:
             first = max(0, query.shape[1] - self.window) if self.prefilling else 0
             self.recent[layer] = (query[:, first:].clone(), rows[first:])
 
+    @property
+    def cached_visual_tokens(self) -> float:
+        """Visual tokens in the cache, mean over layers and heads."""
+        visual = torch.nn.functional.pad(self.layout.visual, (0, self.next_row - len(self.layout)))
+        counts = [visual[store.row].float().sum(-1).mean() for store in self.store.layers]
+        return float(torch.stack(counts).mean())
+
     def commit(self, accepted: list[int] | None = None) -> None:
         """Accept rows of the tail; then let Keep select and, after the prompt, let the codec pack."""
         self.store.commit(accepted)
