@@ -23,7 +23,7 @@ class CodeFactsError(ElviError):
 
 @dataclass(frozen=True)
 class FieldFacts:
-    """One field; `default` is the source of its default (None: must be given), `doc` the comment at the end of its line."""
+    """One field; `default` is its source (None: must be given), `doc` the comment at the end of its line."""
 
     name: str
     type: str
@@ -96,7 +96,7 @@ def module_files(root: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def read_techniques(root: Path) -> dict[str, Technique]:
-    """The code facts of every technique by id; raises CodeFactsError at the first module that has no technique class."""
+    """The code facts of every technique by id; raises CodeFactsError at the first module that breaks the contract."""
     return {id_: read_technique(root, stage, id_, path) for stage, id_, path in module_files(root)}
 
 
@@ -145,9 +145,8 @@ def _is_technique(node: ast.ClassDef) -> bool:
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> ClassFacts:
-    fields = [
-        _field(item, lines) for item in node.body if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
-    ]
+    annotated = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+    fields = [_field(item, lines) for item in annotated if "ClassVar" not in ast.unparse(item.annotation)]
     methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
     needs, breaks = _fact_names(_attribute(node, "needs")), _fact_names(_attribute(node, "breaks"))
     return ClassFacts(node.name, node.lineno, ast.get_docstring(node) or "", fields, needs, breaks, methods)
@@ -159,22 +158,22 @@ def _field(item: ast.AnnAssign, lines: list[str]) -> FieldFacts:
         default = next((word.value for word in default.keywords if word.arg in ("default", "default_factory")), None)
     rest = lines[(item.end_lineno or item.lineno) - 1].encode()[item.end_col_offset or 0 :].decode().strip()
     doc = rest.lstrip("#: ") or None if rest.startswith("#") else None
-    return FieldFacts(
-        ast.unparse(item.target), ast.unparse(item.annotation), None if default is None else ast.unparse(default), item.lineno, doc
-    )
+    given = None if default is None else ast.unparse(default)
+    return FieldFacts(ast.unparse(item.target), ast.unparse(item.annotation), given, item.lineno, doc)
 
 
 def _attribute(node: ast.ClassDef, name: str) -> ast.expr | None:
     """The value that the class body gives to `name`."""
     for item in node.body:
-        targets = [item.target] if isinstance(item, ast.AnnAssign) else item.targets if isinstance(item, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return item.value  # type: ignore[union-attr]
+        if isinstance(item, ast.AnnAssign | ast.Assign):
+            targets = [item.target] if isinstance(item, ast.AnnAssign) else item.targets
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return item.value
     return None
 
 
 def _fact_names(value: ast.expr | None) -> list[str]:
     """The NAMEs of every `Fact.NAME` inside `value`, in source order."""
-    nodes = ast.walk(value) if value is not None else []
-    found = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "Fact"]
-    return [n.attr for n in sorted(found, key=lambda n: (n.lineno, n.col_offset))]
+    nodes = [node for node in ast.walk(value) if isinstance(node, ast.Attribute)] if value is not None else []
+    found = [node for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "Fact"]
+    return [node.attr for node in sorted(found, key=lambda node: (node.lineno, node.col_offset))]

@@ -15,7 +15,7 @@ _LATEX = str.maketrans({
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 })  # fmt: skip
 _BIBTEX_TYPE = {"conference": "inproceedings", "workshop": "inproceedings", "journal": "article"}
-_CSL_TYPE = {"conference": "paper-conference", "workshop": "paper-conference", "journal": "article-journal", "web": "webpage"}
+_CSL_TYPE = {"conference": "paper-conference", "workshop": "paper-conference", "journal": "article-journal"}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
@@ -56,12 +56,23 @@ def csl(record: Record, venue: str | None = None) -> dict[str, Any]:
 
 def row(record: Record) -> dict[str, str]:
     """One line of the table: lists are joined with `; `, unknown facts are empty."""
-    data = record.model_dump()
-    flat = ("name", "title", "year", "month", "first_posted", "venue", "venue_type", "arxiv", "doi", "openreview", "url", "training_free")
+    flat = {
+        "name",
+        "title",
+        "year",
+        "month",
+        "first_posted",
+        "venue",
+        "arxiv",
+        "doi",
+        "openreview",
+        "url",
+        "training_free",
+    }
     stage, category, subcategory = record.paths[0]
     cells = {
         "id": record.id,
-        **{key: data[key] for key in flat},
+        **record.model_dump(include=flat),
         "authors": "; ".join(record.authors),
         "stage": stage,
         "category": category,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +38,7 @@ class Reading:
         """The document in `path`, or None after noting why it cannot be read."""
         file = path.relative_to(self.root).as_posix()
         try:
-            document = read_marked(_text(path))
+            document = read_marked(read_text(path))
             if not isinstance(document.data, dict):
                 raise MarkedError("wrong-type", 1, 1, "the file is not a mapping", "write `key: value` lines")
         except MarkedError as error:
@@ -48,16 +47,16 @@ class Reading:
         self.marked[file] = document
         return document
 
-    def validate(self, file: str, adapter: TypeAdapter[T], data: Any, hidden: int = 0) -> T | None:
-        """`data` as the schema wants it, or None after noting each error; `hidden` leading parts of a path are not in the file."""
+    def validate(self, file: str, adapter: TypeAdapter[T], data: Any) -> T | None:
+        """`data` as the schema wants it, or None after noting each error."""
         try:
             return adapter.validate_python(data)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                self._note(file, detail, adapter)
+                self._note(file, detail)
             return None
 
-    def _note(self, file: str, detail: Any, adapter: TypeAdapter[Any]) -> None:
+    def _note(self, file: str, detail: Any) -> None:
         context = detail.get("ctx", {})
         path = tuple(part for part in detail["loc"] if part != "[key]")
         path = (*path, context["field"]) if "field" in context else path
@@ -134,7 +133,7 @@ def _has_own_id(reading: Reading, file: str, document: Marked, path: tuple[str, 
     return mark is not None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The file's text; raises MarkedError for what is not a small plain UTF-8 file."""
     if path.is_symlink():
         raise MarkedError("file-link", 1, 1, "the file is a symbolic link", "put a plain file there")
@@ -160,9 +159,10 @@ def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, 
     if kind == "missing":
         return "missing-field", f"`{where}` is missing", f"add `{name}:`"
     if kind == "extra_forbidden":
-        return "unknown-field", f"`{where}` is not a field", suggest(name, _FIELDS)
+        return "unknown-field", f"`{where}` is not a field", suggest(name, _FIELDS, otherwise="delete it")
     if kind == "literal_error":
-        return "unknown-tag", f"{where}: {detail['input']!r} is not known", suggest(detail["input"], _choices(context["expected"]))
+        near = suggest(detail["input"], _choices(context["expected"]))
+        return "unknown-tag", f"{where}: {detail['input']!r} is not known", near
     if kind == "string_type" and mark.raw is not None and isinstance(detail["input"], (int, float)):
         code = "unquoted-id" if name in _QUOTED_FIELDS else "wrong-type"
         return code, f"{where}: {mark.raw} is read as a number", f'write "{mark.raw}" in quotes'
@@ -173,10 +173,6 @@ def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, 
 def _choices(expected: str) -> list[str]:
     """The words of pydantic's "'a', 'b' or 'c'"."""
     return [word.strip("' ") for word in expected.replace(" or ", ", ").split(", ")]
-
-
-def _field_names(kind: Any) -> Iterator[str]:
-    yield from kind.model_fields
 
 
 _FIELDS = sorted({name for kind in Model.__subclasses__() for name in kind.model_fields} - {"id"})

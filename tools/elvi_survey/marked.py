@@ -1,4 +1,4 @@
-"""YAML with a line and column for every value: the 1.2 core scalars, no duplicate keys, anchors, tags or second documents."""
+"""YAML with a line and column for every value: 1.2 core scalars, no duplicate keys, anchors, tags, second documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import yaml
 
 Path = tuple[str | int, ...]
 MAX_DEPTH = 12
-_INT, _FLOAT = re.compile(r"[-+]?\d{1,18}"), re.compile(r"[-+]?(\.\d+|\d+\.\d*)([eE][-+]?\d{1,3})?|[-+]?\d+[eE][-+]?\d{1,3}")
+_INT = re.compile(r"[-+]?\d{1,18}")
+_FLOAT = re.compile(r"[-+]?(\.\d+|\d+\.\d*)([eE][-+]?\d{1,3})?|[-+]?\d+[eE][-+]?\d{1,3}")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -20,7 +21,7 @@ _WORDS: dict[str, bool | None] = {
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value (`line`, `column`) and its key (`key_line`, `key_column`) stand, from 1; `raw` is an unquoted scalar as typed."""
+    """Where a value and its key stand (from 1); `raw` is an unquoted scalar as typed."""
 
     line: int
     column: int
@@ -75,12 +76,13 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             return event.value if raw is None else _scalar(raw)
         if isinstance(event, yaml.SequenceStartEvent):
-            return [self.value(item, (*path, i), None) for i, item in enumerate(self._until(yaml.SequenceEndEvent))]
+            items = enumerate(_until(self.events, yaml.SequenceEndEvent))
+            return [self.value(item, (*path, index), None) for index, item in items]
         return self.mapping(path)
 
     def mapping(self, path: Path) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        for key in self._until(yaml.MappingEndEvent):
+        for key in _until(self.events, yaml.MappingEndEvent):
             _refuse(key, len(path))
             if not isinstance(key, yaml.ScalarEvent):
                 raise _at(key, "yaml-key", "a key is not a word", "write `key: value`")
@@ -89,11 +91,8 @@ class _Builder:
             data[key.value] = self.value(next(self.events), (*path, key.value), key)
         return data
 
-    def _until(self, end: type) -> Iterator[Any]:
-        return iter_until(self.events, end)
 
-
-def iter_until(events: Iterator[Any], end: type) -> Iterator[Any]:
+def _until(events: Iterator[Any], end: type) -> Iterator[Any]:
     """Events up to the first of type `end`; the consumer may itself draw from `events` between two of them."""
     for event in events:
         if isinstance(event, end):
@@ -111,7 +110,8 @@ def read_marked(text: str) -> Marked:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise MarkedError("yaml-syntax", line, column, error.problem or "not YAML", "check indentation, quotes and colons") from None
+        fix = "check indentation, quotes and colons"
+        raise MarkedError("yaml-syntax", line, column, error.problem or "not YAML", fix) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise MarkedError("yaml-character", line, 1, "a control character stands in the file", "remove it") from None

@@ -36,10 +36,12 @@ class CatalogError(ElviError):
         self.problems = problems
 
 
-def suggest(asked: object, known: Iterable[str]) -> str:
-    """The fix for an unknown word: its nearest neighbours, else everything there is."""
+def suggest(asked: object, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The fix for an unknown word: its nearest neighbour, else `otherwise`, else everything there is."""
     names = list(known)
     near = get_close_matches(str(asked), names, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"
+    if otherwise is not None:
+        return otherwise
     return f"use one of {', '.join(names)}" if names else "nothing is defined there"

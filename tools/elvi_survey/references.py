@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def unknown_references(catalog: Catalog, reading: Reading) -> None:
-    """Note every placement, venue, model and provenance key of the records that names nothing; an unreadable vocabulary is skipped."""
+    """Note every tag of the records that names nothing; a vocabulary that could not be read is skipped."""
     for record in catalog.records.values():
         for index, placement in enumerate(record.placements):
             _placement(catalog, reading, record, index, placement)
@@ -33,10 +33,10 @@ def _placement(catalog: Catalog, reading: Reading, record: Record, index: int, p
     if not _known(reading, record, (*path, "stage"), placement.stage, catalog.stages):
         return
     categories = catalog.stages[placement.stage].categories
-    if not _known(reading, record, (*path, "category"), placement.category, categories) or placement.subcategory is None:
-        return
-    subcategories = categories[placement.category].subcategories
-    _known(reading, record, (*path, "subcategory"), placement.subcategory, subcategories, empty=True)
+    known = _known(reading, record, (*path, "category"), placement.category, categories)
+    if known and placement.subcategory is not None:
+        subcategories = categories[placement.category].subcategories
+        _known(reading, record, (*path, "subcategory"), placement.subcategory, subcategories, empty=True)
 
 
 def _venue_type(catalog: Catalog, reading: Reading, record: Record) -> None:
@@ -47,7 +47,9 @@ def _venue_type(catalog: Catalog, reading: Reading, record: Record) -> None:
         reading.add(file, reading.marked[file].nearest(("venue_type",)), "wrong-value", message, f"write {venue.type}")
 
 
-def _known(reading: Reading, record: Record, path: Path, word: str, names: Iterable[str], *, empty: bool = False) -> bool:
+def _known(
+    reading: Reading, record: Record, path: Path, word: str, names: Iterable[str], *, empty: bool = False
+) -> bool:
     """Whether `word` is in the vocabulary `names`; an empty one was not readable unless `empty` says it may be."""
     known = list(names)
     if word in known:

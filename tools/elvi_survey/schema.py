@@ -34,18 +34,26 @@ def _matching(pattern: str, code: str, message: str, fix: str) -> AfterValidator
     return AfterValidator(validate)
 
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4000), _matching(
-    r"\S(?s:.*\S)?", "wrong_value", "starts or ends with white space", "remove the white space")]
-Url = Annotated[str, StringConstraints(max_length=500), _matching(
-    r"https?://[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:\d+)?(/[^\s<>\"'`\\{}|^]*)?", "bad_url", "is not a web address",
-    "write the full https:// address without spaces or quotes")]
-Arxiv = Annotated[str, _matching(
-    r"\d{2}(0[1-9]|1[0-2])\.\d{4,5}", "bad_id", "is not an arXiv id", 'write YYMM.NNNNN in quotes, without version')]
-Doi = Annotated[str, _matching(r"10\.\d{4,9}/[^\s<>\"{}]+", "bad_id", "is not a DOI", 'write it as "10.1234/abc", without https://doi.org/')]
-OpenReview = Annotated[str, _matching(
-    r"[A-Za-z0-9_-]{6,20}", "bad_id", "is not an OpenReview forum id", "write what stands behind ?id= in the forum's address")]
-YearMonth = Annotated[str, _matching(r"(19|20)\d{2}-(0[1-9]|1[0-2])", "bad_date", "is not a month", "write YYYY-MM")]
-Id = Annotated[str, _matching(ID.pattern, "bad_id", "is not an id", "use lower-case letters, digits and single hyphens")]
+_HOST, _PATH = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:\d+)?", r"(/[^\s<>\"'`\\{}|^]*)?"
+_TRIMMED = _matching(r"\S(?s:.*\S)?", "wrong_value", "starts or ends with white space", "remove the white space")
+_WEB = _matching(rf"https?://{_HOST}{_PATH}", "bad_url", "is not a web address", "write the full https:// address")
+_ARXIV = _matching(
+    r"\d{2}(0[1-9]|1[0-2])\.\d{4,5}", "bad_id", "is not an arXiv id", "write YYMM.NNNNN, without version"
+)
+_DOI = _matching(r"10\.\d{4,9}/[^\s<>\"{}]+", "bad_id", "is not a DOI", "write 10.1234/abc, without https://doi.org/")
+_FORUM = _matching(
+    r"[A-Za-z0-9_-]{6,20}", "bad_id", "is not an OpenReview id", "write what follows ?id= in the address"
+)
+_MONTH = _matching(r"(19|20)\d{2}-(0[1-9]|1[0-2])", "bad_date", "is not a month", "write YYYY-MM")
+_KEBAB = _matching(ID.pattern, "bad_id", "is not an id", "use lower-case letters, digits and single hyphens")
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4000), _TRIMMED]
+Url = Annotated[str, StringConstraints(max_length=500), _WEB]
+Arxiv = Annotated[str, _ARXIV]
+Doi = Annotated[str, _DOI]
+OpenReview = Annotated[str, _FORUM]
+YearMonth = Annotated[str, _MONTH]
+Id = Annotated[str, _KEBAB]
 Year = Annotated[int, Field(ge=1990, le=2100)]
 Month = Annotated[int, Field(ge=1, le=12)]
 Count = Annotated[int, Field(ge=1)]
@@ -80,9 +88,8 @@ class Implementation(Model):
     @model_validator(mode="after")
     def _reasoned(self) -> Implementation:
         if self.status != "runnable" and self.reason is None:
-            raise PydanticCustomError(
-                "missing_reason", "implementation is {status} without a reason", {
-                    "status": repr(self.status), "fix": "add `reason:` with one sentence"})
+            context = {"status": repr(self.status), "fix": "add `reason:` with one sentence"}
+            raise PydanticCustomError("missing_reason", "implementation is {status} without a reason", context)
         return self
 
 
@@ -124,15 +131,15 @@ class Record(Model):
     summary: Text
     implementation: Implementation
     claims: list[Claim] = []
-    provenance: dict[Id, Text] = {}
+    provenance: dict[str, Text] = {}
     note: Text | None = None
 
     @model_validator(mode="after")
     def _posted_when_the_id_says(self) -> Record:
         expected = f"20{self.arxiv[:2]}-{self.arxiv[2:4]}" if self.arxiv else None
         if expected and self.first_posted and self.first_posted != expected:
-            raise PydanticCustomError("bad_date", "first_posted {posted} contradicts arXiv id {arxiv}", {
-                "posted": self.first_posted, "arxiv": self.arxiv, "fix": f"write {expected}", "field": "first_posted"})
+            context = {"arxiv": self.arxiv, "fix": f"write {expected}", "field": "first_posted"}
+            raise PydanticCustomError("bad_date", "the month contradicts arXiv id {arxiv}", context)
         return self
 
     @property
@@ -177,7 +184,7 @@ class Category(Model):
 
 
 class Stage(Model):
-    """`test` is the question that decides whether a paper belongs here; `in_pipeline` stages are drawn encode → prefill → decode."""
+    """`test` is the question that decides what belongs here; `in_pipeline` stages are drawn encode → prefill → decode."""
 
     id: Id
     title: Text
@@ -222,7 +229,7 @@ class LanguageModel(Model):
 
 
 class Hardware(Model):
-    """One accelerator: dense 16-bit peak [TFLOP/s, fp32 accumulation], memory [GB], bandwidth [GB/s]; unchecked parts are from memory."""
+    """One accelerator: dense 16-bit peak [TFLOP/s], memory [GB], bandwidth [GB/s]; unchecked parts are from memory."""
 
     id: Id
     title: Text

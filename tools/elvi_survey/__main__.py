@@ -1,0 +1,5 @@
+import sys
+
+from elvi_survey.cli import main
+
+sys.exit(main())
