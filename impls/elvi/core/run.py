@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elvi.core.meter import Meter
 from elvi.core.store import Store
+from elvi.errors import FitError
 
 if TYPE_CHECKING:
     from elvi.core.plan import Plan
@@ -53,13 +54,21 @@ class TowerView:
     key: dict[int, Tensor] = field(default_factory=dict)
 
     def cls_attention(self, layer: int) -> Tensor:
-        return self.cls[layer]
+        return self._of(self.cls, layer)
 
     def received(self, layer: int) -> Tensor:
-        return self.mean[layer]
+        return self._of(self.mean, layer)
 
     def keys(self, layer: int) -> Tensor:
-        return self.key[layer]
+        return self._of(self.key, layer)
+
+    def _of(self, statistic: dict[int, Tensor], layer: int) -> Tensor:
+        if layer not in statistic:
+            raise FitError(
+                f"Attention in layer {layer} of the vision tower was asked for, which this model does not offer for "
+                "this input (tiled images have none): use another technique or model."
+            )
+        return statistic[layer]
 
 
 @dataclass(frozen=True)

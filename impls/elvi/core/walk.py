@@ -53,8 +53,12 @@ def _rotary(text, tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
     with run.meter.time("select"):
+        query, key, scaling = run.last or (None, None, 1.0)
+        rows = tokens.row
         for reducer in run.plan.layer_reducers[index]:
-            query, key, scaling = run.last if index > 0 and run.last is not None else (None, None, 1.0)
+            if query is not None and key is not None and len(rows) > len(tokens):  # the one before dropped some
+                left = torch.searchsorted(rows, tokens.row)
+                rows, query, key = tokens.row, query[:, left], key[:, left]
             question = torch.isin(tokens.row, run.question_rows).nonzero()[:, 0]
             seen = Seen(run.question, question, query=query, key=key, scaling=scaling)
             tokens = reducer.reduce(tokens, seen)

@@ -1,0 +1,65 @@
+"""What reducers are shown, alone and one after another at the same seam."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from support import noise_clip, random_family
+
+from elvi.core.generate import prefill
+from elvi.core.plan import Encoded, Layer, Plan
+from elvi.core.run import Run
+from elvi.errors import FitError
+
+QUESTION = "what color is the star ?"
+
+
+@dataclass(frozen=True)
+class EverySecond:
+    """Drops every second visual token and notes the attention row it was shown."""
+
+    at: ClassVar[Layer] = Layer(1)
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+    notes: list = field(default_factory=list, hash=False)
+
+    def reduce(self, tokens, seen):
+        last = torch.tensor([len(tokens) - 1])
+        self.notes.append((tokens.row, seen.query, seen.attention(last)[:, 0]))
+        stays = ~tokens.visual
+        stays[tokens.visual.nonzero()[::2, 0]] = True
+        return tokens.keep(stays)
+
+
+@dataclass(frozen=True)
+class AsksTheTower:
+    at: ClassVar[Encoded] = Encoded()
+    tower_layers: ClassVar[tuple[int, ...]] = (-1,)
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+
+    def reduce(self, tokens, seen):
+        return tokens.keep(seen.tower.received(-1) > 0)
+
+
+@torch.inference_mode()
+def test_second_reducer_at_a_layer_sees_the_attention_of_what_the_first_left():
+    family, first, second = random_family("qwen2_5_vl"), EverySecond(), EverySecond()
+    run = Run(family, Plan(first, second))
+    prefill(run, noise_clip(), QUESTION)
+    ((rows, query, weights),), ((left, left_query, left_weights),) = first.notes, second.notes
+    place = torch.searchsorted(rows, left)
+    assert torch.equal(left_query, query[:, place])
+    torch.testing.assert_close(left_weights, weights[:, place] / weights[:, place].sum(-1, keepdim=True))
+    assert run.last is None
+
+
+@torch.inference_mode()
+def test_tower_attention_that_a_model_cannot_offer_is_refused_in_a_sentence():
+    family = random_family("llava_onevision")
+    tiled = noise_clip(1, still=True, size=(84, 60))
+    with pytest.raises(FitError, match="tiled images"):
+        prefill(Run(family, Plan(AsksTheTower())), tiled, QUESTION)
