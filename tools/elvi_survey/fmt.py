@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import io
-import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from elvi_survey.load import catalog_files, read_text
-from elvi_survey.marked import MarkedError, read_marked
+from elvi_survey.marked import Marked, MarkedError, read_marked
 from elvi_survey.problems import CatalogError, Problem
 from elvi_survey.schema import Model, Record
 
 QUOTED = {"arxiv", "doi", "openreview", "first_posted"}
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes the unknown as `null`, not as nothing."""
+
+
+_Representer.add_representer(type(None), lambda rep, _: rep.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
 def format_text(text: str) -> str:
     """`text` of a record in canonical form; raises MarkedError when it cannot be read."""
-    if not isinstance(read_marked(text).data, dict):
+    marked = read_marked(text)
+    if not isinstance(marked.data, dict):
         raise MarkedError("wrong-type", 1, 1, "the file is not a mapping", "write `key: value` lines")
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.width, yaml.preserve_quotes, yaml.allow_unicode = 4096, True, True
-    yaml.representer.add_representer(type(None), lambda rep, _: rep.represent_scalar("tag:yaml.org,2002:null", "null"))
-    data = yaml.load(text)
-    _canonical(data, Record)
+    try:
+        data = yaml.load(_top_in_order(text, marked))
+    except (YAMLError, ValueError):
+        raise MarkedError(
+            "yaml-format", 1, 1, "the file cannot be rewritten", "run `elvi-survey check` first"
+        ) from None
+    for key in QUOTED & {key for key, value in marked.data.items() if isinstance(value, (str, int, float))}:
+        data[key] = DoubleQuotedScalarString(marked.marks[(key,)].raw or marked.data[key])
+    _in_order(data, Record)
     out = io.StringIO()
     yaml.dump(data, out)
     return out.getvalue()
@@ -54,24 +71,35 @@ def format_files(root: Path, *, write: bool) -> list[Path]:
     return [path for path, _ in changed]
 
 
-def _canonical(data: Any, kind: Any) -> None:
-    """Reorder and quote in place, following the annotations of the schema."""
+def _top_in_order(text: str, marked: Marked) -> str:
+    """`text` with its top-level entries sorted as text, so that the comments above a key move with it."""
+    lines = text.splitlines(keepends=True)
+    starts = {key: marked.marks[(key,)].key_line - 1 for key in marked.data}
+    if any(not lines[start].startswith((key, f"'{key}", f'"{key}')) for key, start in starts.items()):
+        return text  # written in braces
+    for key, start in starts.items():
+        while start > 0 and lines[start - 1].startswith("#"):
+            start -= 1
+        starts[key] = start
+    ends = dict(zip(starts, [*list(starts.values())[1:], len(lines)], strict=True))
+    blocks = {key: "".join(lines[starts[key] : ends[key]]).rstrip("\n") + "\n" for key in starts}
+    head = "".join(lines[: min(starts.values(), default=0)])
+    return head + "".join(blocks[key] for key in sorted(blocks, key=_rank(Record)))
+
+
+def _rank(kind: type[Model]) -> Callable[[object], int]:
+    """Sort key: the place of a field in the schema, the last place for what is not a field."""
+    order: dict[object, int] = {name: index for index, name in enumerate(kind.model_fields)}
+    return lambda key: order.get(key, len(order))
+
+
+def _in_order(data: Any, kind: Any) -> None:
+    """Sort the keys in place, on every level, as the schema lists them; unknown keys go last."""
     if isinstance(data, list):
         for item in data:
-            _canonical(item, next(iter(get_args(kind)), None))
-    if not isinstance(data, CommentedMap) or not (isinstance(kind, type) and issubclass(kind, Model)):
-        return
-    order = {name: index for index, name in enumerate(kind.model_fields)}
-    for key in sorted(data, key=lambda key: order.get(key, len(order))):
-        data.move_to_end(key)
-        if key in QUOTED and isinstance(data[key], (str, float, int)):
-            data[key] = DoubleQuotedScalarString(data[key])
-        if key in order:
-            _canonical(data[key], _bare(kind.model_fields[key].annotation))
-
-
-def _bare(annotation: Any) -> Any:
-    """The annotation without `Annotated` and `| None`."""
-    if get_origin(annotation) is types.UnionType:
-        return _bare(next(part for part in get_args(annotation) if part is not type(None)))
-    return annotation
+            _in_order(item, next(iter(get_args(kind)), None))
+    elif isinstance(data, CommentedMap) and isinstance(kind, type) and issubclass(kind, Model):
+        for key in sorted(data, key=_rank(kind)):
+            data.move_to_end(key)
+            if key in kind.model_fields:
+                _in_order(data[key], kind.model_fields[key].annotation)

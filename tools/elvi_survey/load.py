@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from elvi_survey.marked import Mark, Marked, MarkedError, read_marked
 from elvi_survey.problems import CatalogError, Problem, suggest
 from elvi_survey.references import unknown_references
-from elvi_survey.schema import ID, Benchmark, Catalog, Hardware, LanguageModel, Model, Record, Stage, Venue
+from elvi_survey.scalars import ID
+from elvi_survey.schema import Benchmark, Catalog, Hardware, LanguageModel, Model, Record, Stage, Venue
 
 MAX_BYTES = 256 * 1024
 VOCABULARIES: dict[str, type[Model]] = {

@@ -58,14 +58,14 @@ class _Builder:
     marks: dict[Path, Mark] = field(default_factory=dict)
 
     def document(self) -> Any:
-        event = next(self.events)  # the event after the document start
-        if isinstance(event, yaml.StreamEndEvent):
+        start = next(self.events)
+        if isinstance(start, yaml.StreamEndEvent):
             raise MarkedError("yaml-empty", 1, 1, "the file is empty", "write the record or delete the file")
         data = self.value(next(self.events), (), None)
-        next(self.events)
-        extra = next(self.events)
-        if not isinstance(extra, yaml.StreamEndEvent):
-            raise _at(extra, "yaml-document", "a second document starts here", "keep one document per file")
+        end, extra = next(self.events), next(self.events)
+        for event in (start, end, extra):
+            if not isinstance(event, yaml.StreamEndEvent) and event.explicit:
+                raise _at(event, "yaml-document", "a document marker stands here", "delete `---`, `...` and directives")
         return data
 
     def value(self, event: Any, path: Path, key: Any) -> Any:

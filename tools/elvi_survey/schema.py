@@ -1,16 +1,15 @@
-"""The single schema of the catalog and the taxonomy (pydantic).  A file's stem or a mapping's key is the id of what it holds."""
+"""The single schema of catalog and taxonomy.  A file's stem or a mapping's key is an id."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+from elvi_survey.scalars import Arxiv, Count, Doi, Id, Month, Number, OpenReview, Positive, Text, Url, Year, YearMonth
 
 Modality = Literal["text", "image", "video", "streaming"]
 VenueType = Literal["conference", "workshop", "journal", "preprint", "web"]
@@ -20,45 +19,6 @@ Verified = Literal["title", "arxiv", "authors", "venue", "code"]
 PlacementSource = Literal[
     "figure3", "table2", "table3", "table4", "table6", "text", "appendix", "readme", "readme-2026-09", "ours"
 ]
-
-
-def _matching(pattern: str, code: str, message: str, fix: str) -> AfterValidator:
-    """Validator that wants the whole string to match `pattern` and reports under `code` when it does not."""
-    compiled = re.compile(pattern)
-
-    def validate(value: str) -> str:
-        if not compiled.fullmatch(value):
-            raise PydanticCustomError(code, "{value} {message}", {"value": repr(value), "message": message, "fix": fix})
-        return value
-
-    return AfterValidator(validate)
-
-
-_HOST, _PATH = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+(:\d+)?", r"(/[^\s<>\"'`\\{}|^]*)?"
-_TRIMMED = _matching(r"\S(?s:.*\S)?", "wrong_value", "starts or ends with white space", "remove the white space")
-_WEB = _matching(rf"https?://{_HOST}{_PATH}", "bad_url", "is not a web address", "write the full https:// address")
-_ARXIV = _matching(
-    r"\d{2}(0[1-9]|1[0-2])\.\d{4,5}", "bad_id", "is not an arXiv id", "write YYMM.NNNNN, without version"
-)
-_DOI = _matching(r"10\.\d{4,9}/[^\s<>\"{}]+", "bad_id", "is not a DOI", "write 10.1234/abc, without https://doi.org/")
-_FORUM = _matching(
-    r"[A-Za-z0-9_-]{6,20}", "bad_id", "is not an OpenReview id", "write what follows ?id= in the address"
-)
-_MONTH = _matching(r"(19|20)\d{2}-(0[1-9]|1[0-2])", "bad_date", "is not a month", "write YYYY-MM")
-_KEBAB = _matching(ID.pattern, "bad_id", "is not an id", "use lower-case letters, digits and single hyphens")
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4000), _TRIMMED]
-Url = Annotated[str, StringConstraints(max_length=500), _WEB]
-Arxiv = Annotated[str, _ARXIV]
-Doi = Annotated[str, _DOI]
-OpenReview = Annotated[str, _FORUM]
-YearMonth = Annotated[str, _MONTH]
-Id = Annotated[str, _KEBAB]
-Year = Annotated[int, Field(ge=1990, le=2100)]
-Month = Annotated[int, Field(ge=1, le=12)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Model(BaseModel):
@@ -94,7 +54,7 @@ class Implementation(Model):
 
 
 class Claim(Model):
-    """One published number: `number` in `unit`, of `what`, on `model` in `setting`, as printed in `source` of the paper."""
+    """One published number: `number` in `unit`, of `what`, on `model` in `setting`; `source` is the table."""
 
     number: Number
     unit: Text
@@ -184,7 +144,7 @@ class Category(Model):
 
 
 class Stage(Model):
-    """`test` is the question that decides what belongs here; `in_pipeline` stages are drawn encode → prefill → decode."""
+    """`test` is the question that decides what belongs here; `in_pipeline` stages are drawn in a row."""
 
     id: Id
     title: Text
@@ -210,7 +170,7 @@ class VisionTower(Model):
 
 
 class LanguageModel(Model):
-    """Dimensions of one model.  `checked` parts were seen in public code or configuration files, the rest is from memory."""
+    """Dimensions of one model.  `checked` parts were seen in public files, the rest is from memory."""
 
     id: Id
     title: Text
@@ -229,7 +189,7 @@ class LanguageModel(Model):
 
 
 class Hardware(Model):
-    """One accelerator: dense 16-bit peak [TFLOP/s], memory [GB], bandwidth [GB/s]; unchecked parts are from memory."""
+    """One accelerator: dense 16-bit peak [TFLOP/s], memory [GB], bandwidth [GB/s]; see LanguageModel.checked."""
 
     id: Id
     title: Text
