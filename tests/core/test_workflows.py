@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,4 +73,6 @@ def venv(folder: Path) -> Path:
         if (BIN.parent / name).exists():
             (link / name).symlink_to((BIN.parent / name).resolve())
     (link / ".done").touch()
+    tomorrow = time.time() + 86_400  # act copies the clone file by file, so its files look new
+    os.utime(link / ".done", (tomorrow, tomorrow))
     return link
