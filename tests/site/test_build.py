@@ -24,9 +24,10 @@ def tree(page: Path):
 
 
 def lychee(site: Path) -> subprocess.CompletedProcess[str]:
-    """Check every internal link and fragment of the site; the page for missing pages has addresses from the server's root."""
-    arguments = ["--offline", "--include-fragments", "--no-progress", "--root-dir", str(site), "--exclude-path", "404.html"]
-    return subprocess.run([LYCHEE, *arguments, str(site)], capture_output=True, text=True, check=False)
+    """Check every internal link and fragment; 404.html is left out because its addresses start at the server's root."""
+    options = ["--offline", "--include-fragments", "--no-progress", "--index-files", "index.html"]
+    command = [LYCHEE, *options, "--exclude-path", "404.html", "--root-dir", site, site]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def files(site: Path) -> dict[str, bytes]:
@@ -82,6 +83,12 @@ def test_a_results_file_of_another_schema_is_refused(scratch_root):
     path = scratch_root / "results/cpu-test/fastv.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}), encoding="utf-8")
     with pytest.raises(SiteError, match="schema 1"):
+        collect(scratch_root)
+
+
+def test_a_record_that_claims_to_run_without_code_is_refused(scratch_root):
+    (scratch_root / "impls/elvi/prefill/fastv.py").unlink()
+    with pytest.raises(SiteError, match="fastv is marked runnable"):
         collect(scratch_root)
 
 

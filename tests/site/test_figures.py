@@ -6,13 +6,13 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from elvi_survey.site.figures import STATIONS, Request, acts_at, lifecycle, token_path
-from elvi_survey.site.plots import BOTTOM, TOP, Point, panel, scale_for
+from elvi_survey.site.plots import BOTTOM, TOP, Panel, Point, panel, scale_for
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(markup: str) -> ET.Element:
-    return ET.fromstring(markup.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    return ET.fromstring(str(markup).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
 
 
 def test_the_request_of_the_home_page_follows_from_the_published_configuration():
@@ -37,7 +37,8 @@ def test_the_pictures_hold_one_line_a_layer_and_one_disc_a_token():
 
 @pytest.mark.parametrize(("method", "stage", "station"), [
     ("reduce", "encode", "tokens"), ("reduce", "prefill", "layers"), ("select_frames", "encode", "frames"),
-    ("keep", "decode", "cache"), ("pack", "decode", "cache"), ("propose", "decode", "output"), ("attend", "prefill", "layers"),
+    ("keep", "decode", "cache"), ("pack", "decode", "cache"), ("propose", "decode", "output"),
+    ("attend", "prefill", "layers"),
 ])  # fmt: skip
 def test_the_method_names_tell_where_a_technique_acts(method, stage, station):
     assert [place for _, place, _ in acts_at([method, "helper"], stage)] == [station]
@@ -50,7 +51,8 @@ def test_the_token_path_marks_the_touched_stations_only():
     assert [name for name, css in texts.items() if "t-s" in css] == ["cache"]
 
 
-@pytest.mark.parametrize(("values", "floor"), [([0.683, 0.95], False), ([0.0, 0.1], False), ([0.4, 1.73], True), ([1.0], False), ([3.2], True)])
+@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize("values", [[0.683, 0.95], [0.0, 0.1], [0.4, 1.73], [1.0], [0.99, 1.0], [3.2], [41.0]])
 def test_a_scale_holds_its_values_and_ends_on_ticks(values, floor):
     scale = scale_for(values, floor=floor)
     assert all(TOP - 1e-6 <= scale.y(value) <= BOTTOM + 1e-6 for value in [*values, 1.0])
@@ -60,6 +62,8 @@ def test_a_scale_holds_its_values_and_ends_on_ticks(values, floor):
 
 def test_a_panel_has_a_mark_for_each_point_and_escapes_its_labels():
     points = [Point(0.2, 0.5, "m/t#cells/0", 0.4, 0.6), Point(0.5, 0.9, "m/t#cells/1")]
-    picture = drawn(panel("decode", "a & b", points, [], None, scale_for([0.5, 0.9], floor=True), ("<b>", "")))
-    assert [p.get("data-result-id") for p in picture.iter(f"{SVG}path") if p.get("data-result-id")] == ["m/t#cells/0", "m/t#cells/1"]
-    assert "<b>" in [text.text for text in picture.iter(f"{SVG}text")]
+    shown = Panel(points, [], Point(1.0, 1.0, ""), "plain & simple", scale_for([0.5, 0.9], floor=True))
+    picture = drawn(panel("decode", "<b>", "a & b", shown))
+    traced = [path.get("data-result-id") for path in picture.iter(f"{SVG}path")]
+    assert [address for address in traced if address] == ["m/t#cells/0", "m/t#cells/1"]
+    assert {"<b>", "plain & simple"} <= {text.text for text in picture.iter(f"{SVG}text")}

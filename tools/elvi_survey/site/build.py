@@ -1,7 +1,7 @@
-"""`elvi-survey site build`: catalog, code facts and results files become Markdown, mkdocs makes the site, Pagefind its index.
+"""`elvi-survey site build`: catalog, code facts and results become Markdown, mkdocs makes the site, Pagefind its index.
 
-Everything is written by plain commands before and after mkdocs; nothing runs inside it, so that its successor reads the same
-sources. The same inputs give the same bytes.
+Everything is written by plain commands before and after mkdocs; nothing runs inside it, so that its successor reads the
+same sources. The same inputs give the same bytes.
 """
 
 import argparse
@@ -27,7 +27,13 @@ PORT = 8000
 
 def collect(root: Path) -> Sources:
     """All inputs of the site below a repository's root. Raises CatalogError or SiteError."""
-    return Sources(load_catalog(root), read_techniques(root), read_facts(root), load_results(root / "results"))
+    catalog, techniques = load_catalog(root), read_techniques(root)
+    for record in catalog.records.values():
+        if record.implementation.status == "runnable" and record.id not in techniques:
+            raise SiteError(
+                f"{record.id} is marked runnable but {record.module} does not exist; add it or mark it planned."
+            )
+    return Sources(catalog, techniques, read_facts(root), load_results(root / "results"))
 
 
 def write_sources(root: Path, folder: Path) -> None:
@@ -57,10 +63,11 @@ def build(root: Path, out: Path) -> None:
     folder = out.with_name(f"{out.name}-source")
     write_sources(root, folder)
     environ = os.environ | {"ELVI_SITE_SOURCE": str(folder.resolve()), "SOURCE_DATE_EPOCH": "0"}
-    _run("mkdocs", "build", "--strict", "--config-file", str(root / "mkdocs.yml"), "--site-dir", str(out.resolve()), environ=environ)
+    config, target = str(root / "mkdocs.yml"), str(out.resolve())
+    _run("mkdocs", "build", "--strict", "--config-file", config, "--site-dir", target, environ=environ)
     for unused in UNUSED:
         shutil.rmtree(out / unused, ignore_errors=True)
-    _run("pagefind", "--site", str(out.resolve()), environ=environ)
+    _run("pagefind", "--site", target, environ=environ)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -70,7 +77,8 @@ def _refuse_foreign(out: Path) -> None:
 
 def _run(module: str, *arguments: str, environ: dict[str, str]) -> None:
     """Run a tool of this Python's environment and show what it says only when it fails."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
         raise SiteError(f"`{module}` failed on the written pages; its messages stand above.")

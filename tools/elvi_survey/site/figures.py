@@ -1,7 +1,7 @@
 """Pictures of the pages, drawn from data as inline SVG: the life of a request, and where a technique acts.
 
-Shapes carry the classes of `look.css` and never a colour. Widths are about 340 units, shown at 0.9 to 1.15, so that text
-keeps its size on a phone.
+Shapes carry the classes of `look.css` and never a colour. Widths are about 340 units, shown at 0.9 to 1.15, so that
+text keeps its size on a phone.
 """
 
 from dataclasses import dataclass
@@ -56,6 +56,12 @@ def glyph(stage: str) -> Markup:
     )
 
 
+def picture(box: str, label: str, stage: str, parts: list[str]) -> Markup:
+    """An SVG that stands for its label; `parts` are finished elements."""
+    head = f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}" data-stage="{escape(stage)}">'
+    return Markup(head + "".join(parts) + "</svg>")
+
+
 def _text(x: float, y: float, words: str, kind: str = "") -> str:
     return f'<text class="{kind}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
 
@@ -103,13 +109,13 @@ def _encode(request: Request) -> str:
 
 def _prefill(request: Request) -> str:
     side = 4 * round((request.visual / 4) ** 0.5)
-    shadows = "".join(f'<path class="l-mark" opacity=".55" d="M{162.5 - 4 * i},{22.5 + 4 * i}v132h132z"/>' for i in range(3))
+    shadows = "".join(f"M{162.5 - 4 * i},{22.5 + 4 * i}v132h132z" for i in range(3))
     return (
         '<path data-stage="encode" class="f-mark" opacity=".22" d="M0,66H24V130H0z"/>'
         + _tokens(24, 66, side, "prefill")
         + '<rect class="f-ink" x="24" y="133" width="64" height="2.5"/>'
         + '<path class="f-mark" opacity=".2" d="M88,66L150,34V166L88,135.5z"/>'
-        + shadows
+        + f'<path class="l-mark" opacity=".55" d="{shadows}"/>'
         + '<path class="f-mark" d="M150,34V162H278z"/><path class="f-ink" d="M150,162.6H278.6l3.4,3.4H150z"/>'
         + f'<g opacity=".75">{_lines(306, 372, request)}</g>'
         + _text(14, 192, f"{request.visual:,} visual + {request.text} text")
@@ -166,12 +172,10 @@ def token_path(stations: set[str], stage: str) -> Markup:
     for i, name in enumerate(STATIONS):
         x, hit = 24 + 58.4 * i, name in stations
         if hit:
-            mark = f'<g transform="translate({x - 9:g} 21) scale(1.5)"><path class="f-mark" d="{GLYPHS.get(stage, BAR)}"/></g>'
+            mark = f'<path class="f-mark" transform="translate({x - 9:g} 21) scale(1.5)" d="{GLYPHS.get(stage, BAR)}"/>'
             drawn.append(f'<circle class="f-paper" cx="{x:g}" cy="30" r="15"/>' + mark)
         else:
             drawn.append(f'<circle class="dot" cx="{x:g}" cy="30" r="5"/>')
         drawn.append(_text(x, 62, name, "mid t-s" if hit else "mid"))
     label = f"Acts on: {', '.join(s for s in STATIONS if s in stations)}; the path is {', '.join(STATIONS)}"
-    return Markup(
-        f'<svg viewBox="0 0 340 72" role="img" aria-label="{escape(label)}" data-stage="{escape(stage)}">{"".join(drawn)}</svg>'
-    )
+    return picture("0 0 340 72", label, stage, drawn)

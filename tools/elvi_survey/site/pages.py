@@ -1,4 +1,4 @@
-"""What pages exist and what each one is told: plain values for the templates, nothing drawn and nothing written here."""
+"""What pages exist and what each one is told: plain values for the templates; nothing is drawn or written here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,6 +83,11 @@ def training(record: Record) -> str:
     return {True: "training-free", False: "trained", None: ""}[record.training_free]
 
 
+def subtitle(record: Record) -> str:
+    """The title as it stands under the name in lists: without the name it may begin with."""
+    return record.title.removeprefix(f"{record.name}: ")
+
+
 def all_pages(sources: Sources) -> Iterator[Page]:
     catalog = sources.catalog
     yield _home(catalog)
@@ -118,7 +123,7 @@ def _home(catalog: Catalog) -> Page:
     return Page("", "home.html", "A living survey of efficient vision-language inference", _HOME, context)
 
 
-_HOME = "Papers and runnable techniques for efficient inference of large vision-language models, by encode, prefill and decode."
+_HOME = "Papers and runnable techniques for efficient vision-language inference, by encode, prefill and decode."
 
 
 def _papers(catalog: Catalog) -> Page:

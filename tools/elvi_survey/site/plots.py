@@ -1,14 +1,16 @@
 """Budget plots: quality and cost against the budget that was kept, as inline SVG from one results file.
 
-Quality and cost are two panels, never two vertical axes. Marks have the shape of the stage, random selection at the same budget is grey,
-the unmodified model dashed. Labels sit on the lines. Every mark carries the address of its value in `data-result-id`.
+Quality and cost are two panels, never two vertical axes. Marks have the shape of the stage, random selection at
+the same budget is grey, the unmodified model dashed. Labels sit on the lines. Every mark carries the address of its
+value in `data-result-id`.
 """
 
+import math
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from elvi_survey.site.figures import BAR, GLYPHS
+from elvi_survey.site.figures import BAR, GLYPHS, picture
 from elvi_survey.site.results import Axis, Result, budget_axis, cells
 
 LEFT, RIGHT, TOP, BOTTOM = 38.0, 318.0, 16.0, 202.0
@@ -40,13 +42,16 @@ class Scale:
         return [self.low + self.step * i for i in range(round((self.high - self.low) / self.step) + 1)]
 
 
+STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
 def scale_for(values: list[float], *, floor: bool) -> Scale:
-    """A range in steps of 0.1, 0.2 or 0.5 around the values; from zero when `floor`."""
-    low = 0.0 if floor else int(min(values) * 10 + 1e-9) / 10
-    high = max(1.0, -(-max(values) * 10 // 1) / 10)
-    step = next((s for s in (0.1, 0.2, 0.25, 0.5) if (high - low) / s <= 6), 1.0)
-    count = -(-(high - low) / step // 1)
-    return Scale(round(high - count * step, 3) if not floor else 0.0, round(high if not floor else count * step, 3), step)
+    """At most six round steps that hold the values and 1; from zero when `floor`."""
+    high = max(1.0, *values)
+    low = 0.0 if floor else min(*values, 1.0 - STEPS[0])
+    step = next((step for step in STEPS if (high - low) / step <= 5), high - low)
+    below, above = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Scale(below * step, above * step, step)
 
 
 def points(result: Result, group: str, axis: Axis, path: str) -> list[Point]:
@@ -73,7 +78,9 @@ def _grid(scale: Scale) -> str:
         f'<text class="end tick" x="{LEFT - 6:g}" y="{scale.y(v) + 4:.1f}">{v:g}</text>'
         for v in (round(tick, 3) for tick in scale.ticks())
     )
-    columns = "".join(f'<text class="mid tick" x="{_x(s / 100):.1f}" y="220">{s} %</text>' for s in (20, 40, 60, 80, 100))
+    columns = "".join(
+        f'<text class="mid tick" x="{_x(s / 100):.1f}" y="220">{s} %</text>' for s in (20, 40, 60, 80, 100)
+    )
     return rows + columns
 
 
@@ -107,24 +114,37 @@ def _label(x: float, y: float, words: str, css: str) -> str:
     return f'<text class="{css}" x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(words)}</text>'
 
 
-def panel(stage: str, label: str, ours: list[Point], random: list[Point], plain: Point | None, scale: Scale, names: tuple[str, str]) -> Markup:
-    """One panel. `plain` is the unmodified model, drawn as a dashed level; `names` are the words on our line and on the level."""
-    name, plain_name = names
-    parts = [_grid(scale)]
-    if plain is not None:
-        y = scale.y(plain.y)
-        words_at = y - 5 if y > TOP + 14 else y + 14
-        parts.append(f'<path class="l-ink" stroke-dasharray="3 3" d="M{LEFT:g},{y:.1f}H{RIGHT:g}"/>')
-        traced = f' data-result-id="{escape(plain.address)}"' if plain.address else ""
-        parts.append(f'<text{traced} x="{LEFT + 4:g}" y="{words_at:.1f}">{escape(plain_name)}</text>')
-    parts += [_line(random, scale, "l-edge"), _shapes(random, scale, GLYPHS["decode"], "f-soft")]
-    parts += [_bars(ours, scale), _line(ours, scale, "l-mark"), _shapes(ours, scale, GLYPHS.get(stage, BAR), "f-mark")]
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: our marks, random selection, and the unmodified model as a level with the words on it."""
+
+    ours: list[Point]
+    random: list[Point]
+    plain: Point
+    plain_name: str
+    scale: Scale
+
+
+def panel(stage: str, name: str, label: str, shown: Panel) -> Markup:
+    """Draw a panel; `name` stands at the end of our line, `label` is the text alternative."""
+    scale, ours, random = shown.scale, shown.ours, shown.random
+    parts = [_grid(scale), _level(shown), _line(random, scale, "l-edge")]
+    parts += [_shapes(random, scale, GLYPHS["decode"], "f-soft"), _bars(ours, scale), _line(ours, scale, "l-mark")]
+    parts.append(_shapes(ours, scale, GLYPHS.get(stage, BAR), "f-mark"))
     x, y = _x(ours[-1].x), scale.y(ours[-1].y)
     parts.append(_label(x, y, name, "t-s"))
     if random:
         parts.append(_label(_x(random[-1].x), max(scale.y(random[-1].y), y + 16), "random, same budget", ""))
-    return Markup(
-        f'<svg viewBox="0 0 340 228" role="img" aria-label="{escape(label)}" data-stage="{escape(stage)}">{"".join(parts)}</svg>'
+    return picture("0 0 340 228", label, stage, parts)
+
+
+def _level(shown: Panel) -> str:
+    """The dashed level of the unmodified model with its words above it, or below where the panel ends."""
+    plain, y = shown.plain, shown.scale.y(shown.plain.y)
+    traced = f' data-result-id="{escape(plain.address)}"' if plain.address else ""
+    return (
+        f'<path class="l-ink" stroke-dasharray="3 3" d="M{LEFT:g},{y:.1f}H{RIGHT:g}"/>'
+        f'<text{traced} x="{LEFT + 4:g}" y="{y - 5 if y > TOP + 14 else y + 14:.1f}">{escape(shown.plain_name)}</text>'
     )
 
 
@@ -136,21 +156,22 @@ def charts(result: Result, stage: str, name: str) -> list[tuple[str, Markup, Mar
     quality = points(result, "cells", axis, "quality/accuracy")
     rival = points(result, "random", axis, "quality/accuracy")
     plain = Point(1.0, result.value("baseline/quality/accuracy"), f"{result.address}#baseline/quality/accuracy")
-    words = f"unmodified model {plain.y:.3f}"
+    scale = scale_for([point.y for point in [*quality, *rival, plain]], floor=False)
+    shown = Panel(quality, rival, plain, f"unmodified model {plain.y:.3f}", scale)
     label = f"Accuracy of {name} against the budget; the table below holds the numbers"
-    first = panel(stage, label, quality, rival, plain, scale_for([p.y for p in [*quality, *rival, plain]], floor=False), (name, words))
     clips = Markup("{} held-out clips").format(result.show("protocol/clips"))
-    return [("Accuracy", clips, first), *_cost(result, stage, name, axis)]
+    return [("Accuracy", clips, panel(stage, name, label, shown)), *_cost(result, stage, name, axis)]
 
 
 def _cost(result: Result, stage: str, name: str, axis: Axis) -> list[tuple[str, Markup, Markup]]:
     """The panel of time: per output token for decoding, to the first token otherwise; empty where it was not timed."""
-    key, what = ("tpot_ratio", "Time per output token") if stage == "decode" else ("ttft_ratio", "Time to first token")
+    decoding = stage == "decode"
+    key, what = ("tpot_ratio", "Time per output token") if decoding else ("ttft_ratio", "Time to first token")
     timed = points(result, "cells", axis, key)
     if not timed:
         return []
-    plain = Point(1.0, 1.0, "")
-    scale = scale_for([p.high if p.high is not None else p.y for p in timed], floor=True)
+    scale = scale_for([point.y if point.high is None else point.high for point in timed], floor=True)
+    shown = Panel(timed, [], Point(1.0, 1.0, ""), "unmodified model", scale)
     label = f"{what} of {name} relative to the unmodified model; the table below holds the numbers"
-    kernel = Markup("relative to the unmodified model, both {}; bars are quartiles").format(result.show("model/attention"))
-    return [(what, kernel, panel(stage, label, timed, [], plain, scale, (name, "unmodified model")))]
+    words = "relative to the unmodified model, both {}; bars are quartiles"
+    return [(what, Markup(words).format(result.show("model/attention")), panel(stage, name, label, shown))]

@@ -8,9 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elvi_survey.export import bibtex
-from elvi_survey.schema import Record
 from elvi_survey.site.figures import glyph, lifecycle, token_path
-from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, training
+from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
 from elvi_survey.site.results import Result, budget_axis, cells
 from elvi_survey.site.text import beyond_markdown, one_line, prose
@@ -20,9 +19,8 @@ MODEL, SAMPLE = "tiny-qwen", 10003
 
 def environment(sources: Sources, repository: str) -> Environment:
     """Templates that escape every value, with the helpers they use; links into the repository start at `repository`."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     made.globals.update(_helpers(sources, repository))
     return made
 
@@ -36,6 +34,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "prose": prose,
         "bibtex": lambda record: bibtex(record, catalog.venues[record.venue].title),
         "training": training,
+        "subtitle": subtitle,
         "record_url": record_url,
         "category_url": category_url,
         "places": lambda record: places(catalog, record),

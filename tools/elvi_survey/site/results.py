@@ -96,7 +96,8 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise SiteError(f"{path} is not JSON ({error}); write it again with `elvi bench`.") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("technique") != path.stem:
-        raise SiteError(f"{path} is not a results file of schema {SCHEMA} for {path.stem}; write it again with `elvi bench`.")
+        what = f"a results file of schema {SCHEMA} for {path.stem}"
+        raise SiteError(f"{path} is not {what}; write it again with `elvi bench`.")
     return data
 
 

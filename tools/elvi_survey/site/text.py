@@ -47,7 +47,7 @@ def one_line(words: str) -> str:
 def beyond_markdown(html: str) -> str:
     """HTML that comes out of Markdown as it went in.
 
-    A block of raw HTML is left alone by Markdown, but fences are looked for before blocks are, so the characters that open them are
-    written as entities. Control characters, which Markdown uses as markers of its own, become spaces.
+    A block of raw HTML is left alone by Markdown, but fences are looked for before blocks are, so the characters that
+    open them are written as entities. Control characters, which Markdown uses as markers of its own, become spaces.
     """
     return CONTROL.sub(" ", html).replace("`", "&#96;").replace("~", "&#126;")
