@@ -34,7 +34,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: t
     transformers.utils.logging.disable_progress_bar()
     name = str(name)
     place = torch.device(device) if device is not None else default_device()
-    path, options = _locate(name)
+    path, options = locate(name)
     try:
         config = transformers.AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def _family(name: str, model_type: str) -> type[Family]:
     return known[model_type]
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def locate(name: str) -> tuple[str, dict[str, Any]]:
     """Where from_pretrained finds the model, and the options it needs."""
     if name in tiny.names():
         return str(tiny.path(name)), {}
