@@ -40,10 +40,10 @@ class Llava(Family):
         out = self.image_processor(images=[*clip.frames], return_tensors="pt")
         return out["pixel_values"].to(self.device, self.dtype)
 
-    def features(self, pixels: Tensor, probe: tower.Probe | None = None) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """Patch features [F, n, Dv] of the layer that LLaVA reads, without the class token where it is left out."""
         config = self.model.config
-        out = self.model.model.vision_tower(pixels, output_hidden_states=True, probe=probe)
+        out = self.model.model.vision_tower(pixels, output_hidden_states=True)
         layers = config.vision_feature_layer
         hidden = [out.hidden_states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         start = 1 if config.vision_feature_select_strategy == "default" else 0
@@ -52,7 +52,8 @@ class Llava(Family):
     def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
         modules = [layer.self_attn for layer in self.model.model.vision_tower.encoder.layers]
         probe = tower.Probe(modules, tower_layers, self.has_cls)
-        features = self.features(self.pixels(clip), probe)
+        with probe:
+            features = self.features(self.pixels(clip))
         side = round(features.shape[1] ** 0.5)
         slots = [grid_cells(1, side, side, step).to(self.device) for step in range(len(clip))]
         tokens = self.visual_tokens(features.flatten(0, 1), torch.cat(slots), clip)

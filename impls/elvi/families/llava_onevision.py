@@ -63,7 +63,8 @@ class LlavaOnevision(Family):
         if self._as_video(clip):
             modules = [layer.self_attn for layer in model.vision_tower.encoder.layers]
             probe = tower.Probe(modules, tower_layers, has_cls=False)
-            features = model.get_video_features(**pixels, probe=probe).pooler_output[0]
+            with probe:
+                features = model.get_video_features(**pixels).pooler_output[0]
             cells, view = self._video_cells(len(clip)), self._pooled(probe.view(), len(clip))
             return self._encoding(features, [cells.to(self.device)], view, clip)
         features = model.get_image_features(**pixels).pooler_output

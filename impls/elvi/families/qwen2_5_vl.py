@@ -54,7 +54,8 @@ class Qwen25VL(Family):
         visual = self.model.model.visual
         patches, grid = self.pixels(clip)
         probe = tower.Probe([block.attn for block in visual.blocks], tower_layers, has_cls=False)
-        hidden = visual(patches, grid_thw=grid, probe=probe).pooler_output
+        with probe:
+            hidden = visual(patches, grid_thw=grid).pooler_output
         slots = self._slots(grid)
         tokens = self.visual_tokens(hidden, torch.cat(slots), clip)
         order = torch.argsort(self._windows(grid)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,15 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 KERNEL = "elvi_tower"
+WATCHING: ContextVar[Probe | None] = ContextVar("WATCHING", default=None)
 
 
 class Probe:
-    """Records the attention modules asked for; `layers` may count from the end (-1 is the last)."""
+    """Records the attention modules asked for, inside `with probe:`; `layers` may count from the end (-1 is the last).
+
+    Not every tower hands keyword arguments down to its attention function (SigLIP does not), hence the context variable.
+    """
 
     def __init__(self, modules: list[nn.Module], layers: Collection[int], has_cls: bool) -> None:
         self.has_cls = has_cls
         self._layer = {id(modules[layer]): layer for layer in layers}
         self._records: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+
+    def __enter__(self) -> Probe:
+        self._token = WATCHING.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        WATCHING.reset(self._token)
 
     def see(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
         """query, key [B, heads, n, d]; with a class token it is the first of the n."""
@@ -45,8 +57,9 @@ class Probe:
         return TowerView(self.has_cls, cls if self.has_cls else {}, mean, keys)
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, probe: Probe | None = None, **kwargs):
+def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """The tower's own kernel; a probe, if there is one, sees queries and keys on the way."""
+    probe = WATCHING.get()
     if probe is not None:
         probe.see(module, query, key, scaling)
     kernel = ALL_ATTENTION_FUNCTIONS[module.config.elvi_kernel]

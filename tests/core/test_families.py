@@ -1,0 +1,129 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import elvi
+from elvi.errors import ElviError, FitError
+from elvi.families.load import families, load
+from elvi.media import Clip
+from support import clip_for, noise_clip, random_family
+
+QUESTION = "what color is the star ?"
+
+
+def test_qwen_packs_two_equal_frames_as_the_official_image_processor_packs_one():
+    family, clip = random_family("qwen2_5_vl"), noise_clip(3, still=True)
+    images, grid = family.pixels(clip)
+    twice = Clip(clip.frames.repeat(2, axis=0), np.arange(6) / 2)
+    video, video_grid = family.pixels(twice)
+    assert torch.equal(video, images)
+    assert video_grid.tolist() == [[3, *grid[0, 1:].tolist()]]
+
+
+def test_qwen_takes_half_of_a_time_step_from_each_of_its_two_frames():
+    family, clip = random_family("qwen2_5_vl"), noise_clip(1)
+    config = family.model.config.vision_config
+    patches, _ = family.pixels(clip)
+    halves = patches.view(-1, 3, config.temporal_patch_size, config.patch_size**2)
+    for place in range(2):
+        alone = family.pixels(clip.take([place, place]))[0].view_as(halves)
+        assert torch.equal(halves[:, :, place], alone[:, :, place])
+
+
+def test_qwen_positions_are_the_official_ones_for_an_even_clip():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=4)
+    layout = family.prompt(QUESTION, clip, family.encode(clip)).layout
+    inputs = family.inputs(clip, QUESTION)
+    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
+    expected, _ = family.model.model.get_rope_index(**{name: inputs[name] for name in names})
+    assert torch.equal(layout.position, expected[:, 0])
+
+
+def test_qwen_frames_left_out_leave_a_gap_in_time():
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=6)
+    chosen = family.take_steps(clip, np.array([0, 4]))
+    layout = family.prompt(QUESTION, chosen, family.encode(chosen)).layout
+    time = layout.position[0, layout.visual]
+    per_second = family.model.config.vision_config.tokens_per_second
+    assert (time.unique() - time.min()).tolist() == [0, 4 * per_second]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava", "llava_onevision"])
+def test_cells_form_the_full_grid_in_raster_order(kind):
+    family, clip = random_family(kind), clip_for(kind, seconds=2)
+    clip = family.steps(clip)
+    tokens = family.encode(clip).tokens
+    steps, height, width = (tokens.cell.amax(0) + 1).tolist()
+    assert steps * height * width == len(tokens)
+    assert torch.equal(tokens.cell, torch.cartesian_prod(*(torch.arange(n) for n in (steps, height, width))))
+
+
+def test_an_odd_frame_is_repeated_to_fill_its_time_step():
+    family = random_family("qwen2_5_vl")
+    clip = noise_clip(2).take([0, 1, 2])
+    assert len(family.steps(clip)) == 4
+
+
+@pytest.mark.parametrize(("kind", "has_cls"), [("qwen2_5_vl", False), ("llava", True), ("llava_onevision", False)])
+def test_the_tower_is_seen_as_the_eager_kernel_sees_it(kind, has_cls):
+    family = random_family(kind)
+    clip = family.steps(clip_for(kind, seconds=2))
+    encoding = family.encode(clip, {-1})
+    view, count = encoding.tower, len(encoding.tokens)
+    assert view.has_cls == has_cls
+    assert view.received(-1).shape == (count,)
+    assert view.keys(-1).shape[0] == count
+    if has_cls:
+        vision = family.model.model.vision_tower
+        vision.config._attn_implementation, before = "eager", vision.config._attn_implementation
+        weights = vision(family.pixels(clip), output_attentions=True).attentions[-1]
+        vision.config._attn_implementation = before
+        expected = weights.mean(1)[:, 0, 1:].flatten()
+        torch.testing.assert_close(view.cls_attention(-1), expected)
+
+
+def test_every_family_is_found_and_no_model_type_is_claimed_twice():
+    types = [name for family in families() for name in family.model_types]
+    assert {"qwen2_5_vl", "llava_onevision", "llava", "llama"} <= set(types)
+    assert len(types) == len(set(types))
+
+
+def test_an_unsupported_family_is_refused_with_what_is_supported(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(FitError, match=r"is a gpt2 model, a family that is not supported: use one of .*qwen2_5_vl"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nowhere/model.gguf"])
+def test_a_model_that_is_not_there_is_one_sentence(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ElviError) as error:
+        load(name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_importing_elvi_does_not_import_torch():
+    code = "import sys, elvi; elvi.list_techniques(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": "impls"})
+    assert out.stdout.strip() == "False", out.stderr
+
+
+def test_unknown_techniques_get_close_matches():
+    with pytest.raises(ElviError, match="did you mean fastv"):
+        elvi.technique("fast-v")
+
+
+@pytest.mark.slow
+def test_a_gguf_language_model_generates_what_transformers_generates():
+    family = load("smollm2-135m")
+    question = "What is the capital of France?"
+    out = elvi.generate(family, None, question, max_new_tokens=16)
+    inputs = family.inputs(None, question)
+    expected = family.model.generate(**inputs, max_new_tokens=16, do_sample=False)
+    assert out.tokens == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    assert "Paris" in out.text

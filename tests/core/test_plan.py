@@ -1,0 +1,111 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from elvi.core.facts import Fact
+from elvi.core.plan import Encoded, Layer, Plan
+from elvi.errors import BudgetError, FitError, PlanError, check_range
+from support import random_family
+
+
+@dataclass(frozen=True)
+class Early:
+    needs: ClassVar = frozenset({Fact.GRID})
+    breaks: ClassVar = frozenset({Fact.GRID})
+    lossless: ClassVar = False
+    at: ClassVar = Encoded()
+
+    def reduce(self, tokens, seen):
+        return tokens
+
+
+@dataclass(frozen=True)
+class Late:
+    needs: ClassVar = frozenset({Fact.GRID})
+    breaks: ClassVar = frozenset()
+    lossless: ClassVar = False
+    layer: int = 1
+
+    @property
+    def at(self):
+        return Layer(self.layer)
+
+    def reduce(self, tokens, seen):
+        return tokens
+
+
+@dataclass(frozen=True)
+class NeedsClass(Early):
+    needs: ClassVar = frozenset({Fact.CLS_TOKEN})
+
+
+@dataclass(frozen=True)
+class Guess:
+    needs: ClassVar = frozenset()
+    breaks: ClassVar = frozenset()
+    lossless: ClassVar = True
+
+    def start(self, run, clip, sampler):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Judge(Guess):
+    start: ClassVar = None
+
+    def accept(self, draft, logits, sampler):
+        raise NotImplementedError
+
+
+def test_techniques_act_along_the_lifecycle_however_they_are_listed():
+    late, early, guess = Late(), Early(), Guess()
+    assert Plan(guess, late, early).techniques == (early, late, guess)
+
+
+def test_a_broken_fact_names_both_culprits_and_the_fact():
+    with pytest.raises(PlanError) as error:
+        Plan(Late(), Early()).check(random_family("qwen2_5_vl"))
+    assert error.value.culprits == ("Late", "Early")
+    assert Fact.GRID.value in str(error.value)
+
+
+def test_a_missing_fact_names_the_technique_and_the_model():
+    with pytest.raises(FitError, match="NeedsClass was asked of random-qwen"):
+        Plan(NeedsClass()).check(random_family("qwen2_5_vl"))
+    Plan(NeedsClass()).check(random_family("llava"))
+
+
+def test_only_one_technique_may_draft():
+    with pytest.raises(PlanError) as error:
+        Plan(Guess(), Guess()).check(random_family("llama"))
+    assert error.value.culprits == ("Guess", "Guess")
+
+
+def test_a_layer_beyond_the_last_is_refused():
+    with pytest.raises(FitError, match="has 3 layers: choose 0 to 2"):
+        Plan(Late(layer=3)).check(random_family("qwen2_5_vl"))
+
+
+def test_a_plan_is_lossless_only_if_all_its_parts_are():
+    assert Plan().lossless
+    assert Plan(Guess()).lossless
+    assert not Plan(Guess(), Early()).lossless
+
+
+def test_what_is_no_technique_is_refused():
+    with pytest.raises(PlanError, match="none of the methods"):
+        Plan(object())
+
+
+def test_fields_out_of_range_say_the_range():
+    @dataclass(frozen=True)
+    class Part:
+        keep_ratio: float
+
+    check_range(Part(0.5), "keep_ratio", 0, 1)
+    for value in (-0.1, 1.5):
+        with pytest.raises(BudgetError, match="keep_ratio=.* use from 0 to 1"):
+            check_range(Part(value), "keep_ratio", 0, 1)
+    with pytest.raises(BudgetError, match="above 0"):
+        check_range(Part(0.0), "keep_ratio", 0, 1, open_low=True)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from elvi.core.tokens import Tokens, budget, top
+
+
+def tokens(count: int = 6) -> Tokens:
+    return Tokens(
+        hidden=torch.arange(count * 2.0).view(count, 2),
+        position=torch.arange(count).expand(3, count),
+        token=torch.arange(count) + 100,
+        cell=torch.tensor([[-1, -1, -1]] + [[0, 0, x] for x in range(count - 1)]),
+        mass=torch.ones(count),
+        row=torch.arange(count),
+    )
+
+
+def test_keep_takes_every_field_along():
+    kept = tokens().keep(torch.tensor([0, 3]))
+    assert kept.row.tolist() == [0, 3]
+    assert kept.position[:, 1].tolist() == [3, 3, 3]
+    assert kept.token.tolist() == [100, 103]
+    assert kept.cell[1].tolist() == [0, 0, 2]
+    assert kept.hidden.tolist() == [[0.0, 1.0], [6.0, 7.0]]
+    assert kept.visual.tolist() == [False, True]
+
+
+def test_keep_by_mask_equals_keep_by_index():
+    mask = torch.tensor([True, False, False, True, False, True])
+    assert torch.equal(tokens().keep(mask).row, tokens().keep(torch.tensor([0, 3, 5])).row)
+
+
+def test_merge_is_the_mass_weighted_mean_at_the_anchor():
+    group = torch.tensor([0, 1, 1, 1, 2, 2])
+    merged = tokens().merge(group, torch.tensor([0, 2, 4]))
+    assert merged.row.tolist() == [0, 2, 4]
+    assert merged.mass.tolist() == [1.0, 3.0, 2.0]
+    assert merged.hidden[1].tolist() == [4.0, 5.0]
+    again = merged.merge(torch.tensor([0, 1, 1]), torch.tensor([0, 1]))
+    torch.testing.assert_close(again.hidden[1], tokens().hidden[1:].mean(0))
+    assert float(again.mass.sum()) == 6.0
+
+
+def test_merge_with_weights_is_the_weighted_sum():
+    merged = tokens(2).merge(torch.tensor([0, 0]), torch.tensor([0]), torch.tensor([1.0, 0.5]))
+    assert merged.hidden.tolist() == [[1.0, 2.5]]
+
+
+def test_top_breaks_ties_by_the_lowest_index():
+    assert top(torch.tensor([1.0, 2.0, 2.0, 2.0, 0.0]), 2).tolist() == [1, 2]
+    assert top(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), 1).tolist() == [[1], [0]]
+    assert top(torch.ones(3), 0).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "total", "count"), [(0.5, 5, 3), (0.0, 7, 0), (1.0, 7, 7), (0.1, 4, 0), (0.25, 10, 3)]
+)
+def test_budget_rounds_half_up(ratio, total, count):
+    assert budget(ratio, total) == count
