@@ -22,18 +22,24 @@ SEED = 10_000
 
 
 @cache
-def family(name: str):
-    return elvi.load(name, device="cpu")
+def loaded(name: str, device: torch.device):
+    return elvi.load(name, device=device)
+
+
+@pytest.fixture
+def family(device):
+    """The shipped models by name, on the device under test."""
+    return lambda name: loaded(name, device)
 
 
 def clip(number: int = 0, seconds: int = 3, kind: str = "color") -> Clip:
     return elvi.sample(SEED + number, kind=kind, seconds=seconds)
 
 
-def fitting(name: str, technique) -> bool:
+def fitting(model, technique) -> bool:
     """Whether a technique alone fits a model (a tower without class token may not)."""
     try:
-        Plan(technique).check(family(name))
+        Plan(technique).check(model)
     except FitError:
         return False
     return True
@@ -45,8 +51,8 @@ def full(identifier: str):
     return technique(**technique.full) if technique.full is not None else None
 
 
-def prefilled(name: str, plan: Plan, picture: Clip | None, question: str = "what color is the star ?") -> Run:
-    run = Run(family(name), plan)
+def prefilled(model, plan: Plan, picture: Clip | None, question: str = "what color is the star ?") -> Run:
+    run = Run(model, plan)
     with torch.inference_mode():
         prefill(run, picture, question)
     return run
@@ -55,7 +61,9 @@ def prefilled(name: str, plan: Plan, picture: Clip | None, question: str = "what
 @pytest.mark.parametrize("identifier", IDS)
 def test_defaults_are_literals_and_the_class_is_frozen(identifier):
     technique = elvi.technique(identifier)()
-    assert all(isinstance(getattr(technique, field.name), bool | int | float | str | None) for field in fields(technique))
+    assert all(
+        isinstance(getattr(technique, field.name), bool | int | float | str | None) for field in fields(technique)
+    )
     with pytest.raises(AttributeError):
         setattr(technique, fields(technique)[0].name, None)
 
@@ -69,9 +77,9 @@ def test_what_is_swept_is_a_field_and_every_value_is_legal(identifier):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("identifier", IDS)
-def test_full_budget_is_identity(identifier, name):
+def test_full_budget_is_identity(identifier, name, family):
     technique = full(identifier)
-    if technique is None or not fitting(name, technique):
+    if technique is None or not fitting(family(name), technique):
         return
     for number, kind in enumerate(("color", "caption")):
         picture = clip(number, 4, kind)
@@ -80,7 +88,7 @@ def test_full_budget_is_identity(identifier, name):
 
 
 @pytest.mark.parametrize("identifier", IDS)
-def test_prompts_without_pictures_are_left_alone(identifier):
+def test_prompts_without_pictures_are_left_alone(identifier, family):
     technique, question = elvi.technique(identifier)(), "what color is the star ?"
     if isinstance(technique, Keep):
         return  # text alone is still a cache to compress
@@ -90,11 +98,11 @@ def test_prompts_without_pictures_are_left_alone(identifier):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("identifier", IDS)
-def test_text_stays_and_tokens_keep_their_order(identifier, name):
+def test_text_stays_and_tokens_keep_their_order(identifier, name, family):
     technique = elvi.technique(identifier)()
-    if not isinstance(technique, Reduce) or not fitting(name, technique):
+    if not isinstance(technique, Reduce) or not fitting(family(name), technique):
         return
-    run = prefilled(name, Plan(technique), clip())
+    run = prefilled(family(name), Plan(technique), clip())
     text = set(run.layout.row[~run.layout.visual].tolist())
     for layer in run.store.layers:
         row = layer.row[0]
@@ -104,7 +112,7 @@ def test_text_stays_and_tokens_keep_their_order(identifier, name):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.5, 1.0])
 @pytest.mark.parametrize("identifier", IDS)
-def test_every_budget_works_down_to_single_tokens(identifier, ratio):
+def test_every_budget_works_down_to_single_tokens(identifier, ratio, family):
     technique = elvi.technique(identifier)
     if "keep_ratio" not in {field.name for field in fields(technique)}:
         return
@@ -119,9 +127,11 @@ def test_every_budget_works_down_to_single_tokens(identifier, ratio):
 
 
 @pytest.mark.parametrize("identifier", IDS)
-def test_two_runs_are_equal(identifier):
+def test_two_runs_are_equal(identifier, family):
     plan = Plan(elvi.technique(identifier)())
-    first, second = (generate(family("tiny-qwen"), clip(2, 4, "caption"), plan=plan, max_new_tokens=16) for _ in range(2))
+    first, second = (
+        generate(family("tiny-qwen"), clip(2, 4, "caption"), plan=plan, max_new_tokens=16) for _ in range(2)
+    )
     assert first.tokens == second.tokens
     assert first.report.kv_bytes == second.report.kv_bytes
     assert first.report.visual_tokens == second.report.visual_tokens
@@ -129,9 +139,13 @@ def test_two_runs_are_equal(identifier):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("identifier", IDS)
-def test_mass_is_conserved_or_dropped_whole(identifier, name):
+def test_mass_is_conserved_or_dropped_whole(identifier, name, family):
     technique = elvi.technique(identifier)()
-    if not isinstance(technique, Reduce) or not isinstance(technique.at, Encoded) or not fitting(name, technique):
+    if (
+        not isinstance(technique, Reduce)
+        or not isinstance(technique.at, Encoded)
+        or not fitting(family(name), technique)
+    ):
         return
     seen: list[tuple[float, float, int]] = []
 
@@ -144,15 +158,15 @@ def test_mass_is_conserved_or_dropped_whole(identifier, name):
             seen.append((float(tokens.mass.sum()), float(out.mass.sum()), len(out)))
             return out
 
-    prefilled(name, Plan(Spy()), clip())
+    prefilled(family(name), Plan(Spy()), clip())
     ((before, after, count),) = seen
     assert after == pytest.approx(before) or after == count
 
 
 @pytest.mark.parametrize("identifier", IDS)
-def test_bytes_are_those_of_the_storage_that_is_allocated(identifier):
+def test_bytes_are_those_of_the_storage_that_is_allocated(identifier, family):
     technique = elvi.technique(identifier)()
-    run = prefilled("tiny-qwen", Plan(technique), clip())
+    run = prefilled(family("tiny-qwen"), Plan(technique), clip())
     allocated = 0
     for layer in run.store.layers:
         allocated += layer._keys.untyped_storage().nbytes() + layer._values.untyped_storage().nbytes()
@@ -165,7 +179,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("first", "second"), pairs())
-def test_every_ordered_pair_runs_or_is_refused_by_name(first, second):
+def test_every_ordered_pair_runs_or_is_refused_by_name(first, second, family):
     one, two = elvi.technique(first)(), elvi.technique(second)()
     try:
         out = generate(family("tiny-qwen"), clip(3, 2), plan=Plan(one, two), max_new_tokens=4)
@@ -187,7 +201,7 @@ def drafters() -> list[str]:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("drafter", drafters())
 @pytest.mark.parametrize("identifier", [None, *IDS])
-def test_speculation_emits_what_plain_decoding_emits_under_every_legal_plan(identifier, drafter, name):
+def test_speculation_emits_what_plain_decoding_emits_under_every_legal_plan(identifier, drafter, name, family):
     others = [elvi.technique(identifier)()] if identifier not in (None, drafter) else []
     speculative = Plan(*others, elvi.technique(drafter)())
     try:
