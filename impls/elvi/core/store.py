@@ -50,8 +50,7 @@ class LayerStore:
     @property
     def nbytes(self) -> int:
         """Bytes of allocated key and value storage (the row index is bookkeeping and not counted)."""
-        full = 0 if self._length == 0 else self._keys.nbytes + self._values.nbytes
-        return full + (0 if self.packed is None else self.packed.nbytes)
+        return self._keys.nbytes + self._values.nbytes + (0 if self.packed is None else self.packed.nbytes)
 
     @property
     def row(self) -> Tensor:
@@ -63,7 +62,7 @@ class LayerStore:
         heads, count = keys.shape[:2]
         row = row.expand(heads, count)
         if self._length == 0:
-            self._keys, self._values, self._row = keys, values, row
+            self._keys, self._values, self._row = keys, values, row.clone()
         else:
             self._reserve(self._length + count)
             span = slice(self._length, self._length + count)
@@ -91,7 +90,7 @@ class LayerStore:
         """Replace the full-precision slots [H, m] by their packed form; the others stay, in order."""
         rest = torch.ones(self._row[:, : self._length].shape, dtype=torch.bool, device=slot.device)
         rest.scatter_(1, slot, False)
-        remaining = rest.nonzero()[:, 1].view(slot.shape[0], -1)
+        remaining = rest.nonzero()[:, 1].view(slot.shape[0], self._length - slot.shape[1])
         packed_row = self._row.gather(1, slot)
         self.gather(remaining)
         self.packed, self._packed_row = packed, packed_row
