@@ -51,6 +51,8 @@ def _duplicates(catalog: Catalog, reading: Reading) -> None:
 def _records_have_code(catalog: Catalog, reading: Reading) -> None:
     """A runnable record has its module and its tests; any other has no module."""
     for record in catalog.records.values():
+        if record.stage not in catalog.stages:
+            continue
         runnable = record.implementation.status == "runnable"
         module, test = ((reading.root / path).is_file() for path in (record.module, record.test))
         note = partial(_at, reading, record, ("implementation", "status"))
@@ -75,7 +77,7 @@ def _code_has_records(root: Path, catalog: Catalog, known: set[str]) -> Iterator
         if id_ not in known:
             message = f"catalog/{id_}.yaml does not exist"
             yield Problem(file, 1, 1, "record-missing", message, "add the record of this technique")
-        elif record is not None and record.stage != stage:
+        elif record is not None and stage != record.stage and record.stage in catalog.stages:
             message = f"the module is in {stage}, its record in {record.stage}"
             yield Problem(file, 1, 1, "stage-mismatch", message, f"move it to impls/elvi/{record.stage}")
         yield from _contract(root, stage, id_, path, facts)

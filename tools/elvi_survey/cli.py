@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elvi.errors import ElviError
-
 from elvi_survey.check import check
 from elvi_survey.export import FORMATS
 from elvi_survey.fmt import format_files

@@ -99,7 +99,8 @@ def _in_order(data: Any, kind: Any) -> None:
         for item in data:
             _in_order(item, next(iter(get_args(kind)), None))
     elif isinstance(data, CommentedMap) and isinstance(kind, type) and issubclass(kind, Model):
-        for key in sorted(data, key=_rank(kind)):
+        keys: list[Any] = sorted(data, key=_rank(kind))
+        for key in keys:
             data.move_to_end(key)
             if key in kind.model_fields:
                 _in_order(data[key], kind.model_fields[key].annotation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,10 @@ MAX_BYTES = 256 * 1024
 VOCABULARIES: dict[str, type[Model]] = {
     "stages": Stage, "models": LanguageModel, "hardware": Hardware, "benchmarks": Benchmark, "venues": Venue,
 }  # fmt: skip
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+_ENTRIES: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(dict[str, kind]) for name, kind in VOCABULARIES.items()}  # type: ignore[valid-type]
 NESTED = {"stages": "categories", "categories": "subcategories"}
+_AT_KEY = {"unknown-field", "missing-field", "missing-reason"}
 _QUOTED_FIELDS = {"arxiv", "doi", "openreview", "section"}
 T = TypeVar("T")
 
@@ -53,7 +57,7 @@ class Reading:
         try:
             return adapter.validate_python(data)
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            for detail in _without_echoes(error.errors(include_url=False)):
                 self._note(file, detail)
             return None
 
@@ -63,13 +67,13 @@ class Reading:
         path = (*path, context["field"]) if "field" in context else path
         mark = self.marked[file].nearest(path)
         code, message, fix = _explain(detail, path, mark)
-        self.add(file, mark, code, message, fix, at_key=code == "unknown-field" or "[key]" in detail["loc"])
+        self.add(file, mark, code, message, fix, at_key=code in _AT_KEY or "[key]" in detail["loc"])
 
 
 def read_catalog(root: Path) -> tuple[Catalog, Reading]:
     """Everything that could be read below `root`, and what could not; a record with a problem is left out."""
     reading = Reading(root)
-    vocabularies = {name: _vocabulary(reading, name, kind) for name, kind in VOCABULARIES.items()}
+    vocabularies = {name: _vocabulary(reading, name) for name in VOCABULARIES}
     records = {record.id: record for path in catalog_files(root) if (record := _record(reading, path))}
     catalog = Catalog(root=root, records=records, **vocabularies)  # type: ignore[arg-type]
     unknown_references(catalog, reading)
@@ -85,29 +89,31 @@ def load_catalog(root: Path) -> Catalog:
 
 
 def catalog_files(root: Path) -> list[Path]:
-    return sorted((root / "catalog").glob("*.y*ml"))
+    """Everything below catalog/ but folders and hidden files: each is meant to be a record."""
+    found = (root / "catalog").rglob("[!.]*")
+    return sorted(path for path in found if path.is_symlink() or not path.is_dir())
 
 
 def _record(reading: Reading, path: Path) -> Record | None:
     file = path.relative_to(reading.root).as_posix()
-    if path.suffix != ".yaml" or not ID.fullmatch(path.stem):
-        fix = "name it <id>.yaml with lower-case letters, digits and single hyphens"
-        reading.problems.append(Problem(file, 1, 1, "bad-id", f"{path.name!r} is not a record's file name", fix))
+    if file != f"catalog/{path.stem}.yaml" or not ID.fullmatch(path.stem):
+        fix = "name it catalog/<id>.yaml with lower-case letters, digits and single hyphens"
+        reading.problems.append(Problem(file, 1, 1, "bad-id", "this is not a record's file name", fix))
         return None
     document = reading.read(path)
     if document is None or _has_own_id(reading, file, document, ()):
         return None
-    return reading.validate(file, TypeAdapter(Record), {**document.data, "id": path.stem})
+    return reading.validate(file, _RECORD, {**document.data, "id": path.stem})
 
 
-def _vocabulary(reading: Reading, name: str, kind: type[Model]) -> dict[str, Any]:
+def _vocabulary(reading: Reading, name: str) -> dict[str, Any]:
     path = reading.root / "taxonomy" / f"{name}.yaml"
     document = reading.read(path)
     if document is None:
         return {}
     file = f"taxonomy/{name}.yaml"
     data = _with_ids(reading, file, document, document.data, (), name)
-    return reading.validate(file, TypeAdapter(dict[str, kind]), data) or {}  # type: ignore[valid-type]
+    return reading.validate(file, _ENTRIES[name], data) or {}
 
 
 def _with_ids(reading: Reading, file: str, document: Marked, entries: Any, path: tuple[str, ...], level: str) -> Any:
@@ -149,6 +155,13 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise MarkedError("file-encoding", line, 1, "the file is not UTF-8", "save it as UTF-8") from None
+
+
+def _without_echoes(details: list[Any]) -> list[Any]:
+    """`details` less the missing fields that stand there under a misspelt name."""
+    unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
+    names = {(loc[:-1], near) for loc in unknown for near in get_close_matches(str(loc[-1]), _FIELDS, n=1, cutoff=0.5)}
+    return [d for d in details if d["type"] != "missing" or (d["loc"][:-1], d["loc"][-1]) not in names]
 
 
 def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, str]:

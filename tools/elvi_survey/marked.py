@@ -108,7 +108,8 @@ def read_marked(text: str) -> Marked:
         builder = _Builder(events)
         return Marked(builder.document(), builder.marks)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        started = error.context_mark if (error.context or "").startswith("while scanning") else None
+        mark = started or error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         fix = "check indentation, quotes and colons"
         raise MarkedError("yaml-syntax", line, column, error.problem or "not YAML", fix) from None

@@ -58,5 +58,7 @@ def _known(
         file = f"catalog/{record.id}.yaml"
         mark = reading.marked[file].nearest(path)
         where = ".".join(str(part) for part in path)
-        reading.add(file, mark, "unknown-tag", f"{where}: {word!r} is not known", suggest(word, known))
+        reading.add(
+            file, mark, "unknown-tag", f"{where}: {word!r} is not known", suggest(word, known), at_key=path[-1] == word
+        )
     return False
