@@ -25,9 +25,7 @@ class Page:
 
     @property
     def source(self) -> str:
-        """Path of its Markdown file; an address that has pages below it is an index."""
-        if self.template in {"record.html", "category.html"}:
-            return f"{self.url.rstrip('/')}.md"
+        """Path of its Markdown file: the index of its own folder, so that links are the same before and after the build."""
         return f"{self.url}index.md"
 
     def to(self, url: str) -> str:
