@@ -66,7 +66,7 @@ def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
     return tokens
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, run: Run | None = None, **kwargs):
+def attention(module, query, key, value, attention_mask, *, scaling: float, run: Run | None = None, **kwargs):
     """The one attention function. Without a run it is the model's own kernel, so `model.forward` stays what it was.
 
     query [1, Hq, Q, d]; key, value [1, H, K, d] as the store returned them. Returns [1, Q, Hq, d] and None.
@@ -86,10 +86,11 @@ def _mask(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Te
     """What the rows in flight may read: None (plain causal), or bool / float [Hq or 1, Q, K]."""
     count, keys = query.shape[1], key.shape[1]
     mask = None
-    if count > 1 and keys > count:
+    if run.tree is not None:
         mask = torch.ones(1, count, keys, dtype=torch.bool, device=query.device)
-        new = run.tree if run.tree is not None else torch.ones(count, count, device=query.device).tril().bool()
-        mask[:, :, keys - count :] = new
+        mask[:, :, keys - run.tree.shape[1] :] = run.tree
+    elif 1 < count < keys:
+        mask = _causal(count, keys, query)
     for technique in run.plan.attends:
         if not (technique.prefill if run.prefilling else technique.decode):
             continue
