@@ -25,7 +25,7 @@ class Page:
 
     @property
     def source(self) -> str:
-        """Path of its Markdown file: the index of its own folder, so that links are the same before and after the build."""
+        """Path of its Markdown file: the index of its folder, so that links are the same before and after the build."""
         return f"{self.url}index.md"
 
     def to(self, url: str) -> str:

@@ -159,8 +159,8 @@ def charts(result: Result, stage: str, name: str) -> list[tuple[str, Markup, Mar
     scale = scale_for([point.y for point in [*quality, *rival, plain]], floor=False)
     shown = Panel(quality, rival, plain, f"unmodified model {plain.y:.3f}", scale)
     label = f"Accuracy of {name} against the budget; the table below holds the numbers"
-    clips = Markup("{} held-out clips").format(result.show("protocol/clips"))
-    return [("Accuracy", clips, panel(stage, name, label, shown)), *_cost(result, stage, name, axis)]
+    asked = Markup("right answers, of {} questions").format(result.show("baseline/quality/of"))
+    return [("Accuracy", asked, panel(stage, name, label, shown)), *_cost(result, stage, name, axis)]
 
 
 def _cost(result: Result, stage: str, name: str, axis: Axis) -> list[tuple[str, Markup, Markup]]:

@@ -49,6 +49,7 @@ def _plain(value: Any) -> str:
 
 FORMS = {
     "plain": _plain,
+    "ms": lambda value: f"{1000 * value:.2f} ms",
     "share": lambda value: f"{100 * value:.0f} %",
     "ratio": lambda value: f"{value:.2f}",
     "accuracy": lambda value: f"{value:.3f}",
