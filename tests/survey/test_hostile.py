@@ -113,6 +113,13 @@ def test_deep_or_long_text_is_answered_within_two_seconds(text: str) -> None:
     assert time.monotonic() - start < 2
 
 
+def test_a_problem_is_one_line_without_terminal_codes(tree: Path) -> None:
+    path = tree / "catalog/other.yaml"
+    path.write_text(path.read_text() + '"a\\e[31m\\nb": 1\n')
+    [problem] = check(tree)
+    assert str(problem) == "catalog/other.yaml:18:1 unknown-field `a?[31m?b` is not a field — delete it"
+
+
 def test_a_bomb_of_aliases_is_refused_at_its_first_anchor() -> None:
     bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     with pytest.raises(MarkedError, match="anchors and aliases") as caught:

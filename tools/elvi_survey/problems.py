@@ -21,7 +21,9 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column} {self.code} {self.message} — {self.fix}"
+        """One line; what could steer a terminal is shown as `?`."""
+        line = f"{self.file}:{self.line}:{self.column} {self.code} {self.message} — {self.fix}"
+        return "".join(letter if letter.isprintable() else "?" for letter in line)
 
     def to_dict(self) -> dict[str, str | int]:
         return asdict(self)
