@@ -62,6 +62,7 @@ class FastV:
         kept = visual[top(last_row_score(seen, visual), budget(self.keep_ratio, len(visual)))]
         stays = ~tokens.visual
         stays[kept] = True
+        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
         return tokens.keep(stays)
 
 

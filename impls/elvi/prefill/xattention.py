@@ -1,9 +1,9 @@
 """XAttention: block-sparse attention with antidiagonal scoring.
 
 Xu et al., ICML 2025, arXiv:2503.16428. Attention logits are cut into blocks of B x B. Summing a block's logits along
-antidiagonals of stride s touches every query and every key of the block once and crosses vertical and slashed patterns
+antidiagonals of stride s touches every query and every key of the block and crosses vertical and slashed patterns
 alike, so it tells a block's share of the attention at 1/s of the cost. Each row of blocks then keeps the fewest blocks
-whose shares sum to tau.
+whose shares sum to tau. With an even stride, a slash one token wide at an even distance passes between antidiagonals.
 
 Where we differ:
 - This reference masks the blocks left out; it computes what the sparse kernel computes but is not faster.
