@@ -117,7 +117,7 @@ def test_a_problem_is_one_line_without_terminal_codes(tree: Path) -> None:
     path = tree / "catalog/other.yaml"
     path.write_text(path.read_text() + '"a\\e[31m\\nb": 1\n')
     [problem] = check(tree)
-    assert str(problem) == "catalog/other.yaml:18:1 unknown-field `a?[31m?b` is not a field — delete it"
+    assert str(problem) == "catalog/other.yaml:19:1 unknown-field `a?[31m?b` is not a field — delete it"
 
 
 def test_a_bomb_of_aliases_is_refused_at_its_first_anchor() -> None:
