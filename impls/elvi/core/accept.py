@@ -17,7 +17,8 @@ class Draft:
     """Drafted tokens in an order in which parents come first.
 
     ids: vocabulary ids; parents: index of each node's parent, -1 for the root; probs: float32 [n, V], the distribution
-    that node i was drawn from, or None when the drafter is deterministic (its proposal is a point).
+    that node i was really drawn from, given the siblings before it, or None when the drafter is deterministic (its
+    proposals are points). V is the width of the target's head.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -106,7 +107,10 @@ def accept_exact(draft: Draft, logits: Tensor, sampler: Sampler) -> Path:
 
 
 def accept_greedy(draft: Draft, logits: Tensor) -> Path:
-    """Follow the target's argmax down the tree; logits [n+1, V], row 0 after the root."""
+    """Follow the target's argmax down the tree; logits [n+1, V], row 0 after the root.
+
+    Of equal siblings the first is followed, so a drafter should not repeat a token under one parent.
+    """
     best = logits.argmax(-1).tolist()
     nodes: list[int] = []
     node = -1
@@ -119,32 +123,41 @@ def accept_greedy(draft: Draft, logits: Tensor) -> Path:
 
 
 def accept_sampled(draft: Draft, logits: Tensor, sampler: Sampler) -> Path:
-    """Rejection sampling down the tree (Leviathan et al. 2023, appendix A.1; siblings in turn as in SpecInfer).
+    """Rejection sampling down the tree (Leviathan et al. 2023, section 2.3; siblings in turn as in SpecInfer).
 
-    At each node the target's distribution p is tested against each child: accept with min(1, p/q), else
-    p <- norm(max(p - q, 0)). A point proposal has q = 1 at its token.
+    At each node the target's distribution p is tested against each child in turn: accept it with probability
+    min(1, p/q), else p <- norm(max(p - q, 0)) and on to the next; after the last child draw from what is left of p.
+    One step emits x with q(x) min(1, p(x)/q(x)) + max(p(x) - q(x), 0) = p(x), whatever q is, so the emitted tokens
+    follow the target's law. A point proposal has q = 1 at its token: accepted with p(x), and p without x is left.
     """
     probs = sampler.probs(logits)
     nodes: list[int] = []
     node = -1
     while True:
-        target = probs[node + 1].clone()
-        chosen = None
+        target, chosen = probs[node + 1], None
         for child in draft.children(node):
             token = draft.ids[child]
-            proposal = _proposal(draft, child)
+            proposal = _proposal(draft, child, target)
             if sampler.uniform() * float(proposal[token]) < float(target[token]):
                 chosen = child
                 break
-            target = (target - proposal).clamp_(min=0)
-            target /= target.sum()
+            target = _residual(target, proposal)
         if chosen is None:
             return Path(nodes, sampler.draw(target))
         nodes.append(chosen)
         node = chosen
 
 
-def _proposal(draft: Draft, node: int) -> Tensor:
+def _proposal(draft: Draft, node: int, like: Tensor) -> Tensor:
     if draft.probs is not None:
         return draft.probs[node]
-    raise NotImplementedError
+    point = torch.zeros_like(like)
+    point[draft.ids[node]] = 1.0
+    return point
+
+
+def _residual(target: Tensor, proposal: Tensor) -> Tensor:
+    """norm(max(p - q, 0)); p itself where rounding leaves nothing of it."""
+    rest = (target - proposal).clamp_(min=0)
+    mass = rest.sum()
+    return rest / mass if mass > 0 else target

@@ -82,12 +82,13 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
             with meter.time("draft"):
                 draft = drafting.propose(ids, limit)
         with meter.time("verify"):
-            path = accept(draft, verify(run, ids[-1], draft), sampler)
+            path = _before_stop(accept(draft, verify(run, ids[-1], draft), sampler), draft, stop)
         run.commit([0, *(node + 1 for node in path.nodes)])
-        ids += _emitted(draft, path, stop)
-        _count(run, draft, path)
+        ids += [*(draft.ids[node] for node in path.nodes), path.next]
+        meter.round(len(draft), len(path.nodes))
         if drafting is not None:
-            drafting.heard(path)
+            with meter.time("draft"):
+                drafting.heard(path)
 
 
 def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Tensor]:
@@ -131,29 +132,29 @@ def _reduce_encoded(run: Run, encoding: Encoding, question: str) -> Tokens:
 
 def verify(run: Run, last: int, draft: Draft) -> Tensor:
     """One forward over the last emitted token and a draft: logits [n+1, V]. The rows stay an uncommitted tail."""
-    device = run.family.device
-    depth = torch.tensor([0, *draft.depths], device=device)
-    ids = torch.tensor([last, *draft.ids], device=device)
-    run.tree = None if draft.is_chain else draft.mask().to(device)
-    hidden = walk(run.family.text_tokens(ids, run.next_position + depth, run.next_row + depth), run)
-    return run.family.head(hidden)
+    return forward(run, [last, *draft.ids], [0, *draft.depths], None if draft.is_chain else draft.mask())
 
 
-def _emitted(draft: Draft, path: Path, stop: set[int]) -> list[int]:
-    emitted = [draft.ids[node] for node in path.nodes] + [path.next]
-    for place, token in enumerate(emitted):
-        if token in stop:
-            return emitted[: place + 1]
-    return emitted
+def forward(run: Run, ids: list[int], depths: list[int], tree: Tensor | None = None) -> Tensor:
+    """Logits [n, V] after each of the new tokens; their rows join the uncommitted tail of the cache.
+
+    depths [n]: how many places each token stands after the next committed one (siblings share a place); tree bool
+    [n, T]: which of the last T slots, the new ones included, each token may read (None: all before it).
+    """
+    depth = torch.tensor(depths, device=run.family.device)
+    run.tree = None if tree is None else tree.to(run.family.device)
+    tokens = run.family.text_tokens(
+        torch.tensor(ids, device=run.family.device), run.next_position + depth, run.next_row + depth
+    )
+    return run.family.head(walk(tokens, run))
 
 
-def _count(run: Run, draft: Draft, path: Path) -> None:
-    advanced = len(path.nodes) + 1
-    run.next_position += advanced
-    run.next_row += advanced
-    run.meter.forwards += 1
-    run.meter.drafted.append(len(draft))
-    run.meter.accepted.append(len(path.nodes))
+def _before_stop(path: Path, draft: Draft, stop: set[int]) -> Path:
+    """The path cut at its first stop token, which then is the last one emitted."""
+    for place, node in enumerate(path.nodes):
+        if draft.ids[node] in stop:
+            return Path(path.nodes[:place], draft.ids[node])
+    return path
 
 
 def _check_request(max_new_tokens: int, temperature: float) -> None:

@@ -47,6 +47,12 @@ class Meter:
             synchronise(self.family.device)
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def round(self, drafted: int, accepted: int) -> None:
+        """One decoding forward verified so many drafted tokens and accepted so many of them."""
+        self.forwards += 1
+        self.drafted.append(drafted)
+        self.accepted.append(accepted)
+
     def layer(self, tokens: int, visual: int) -> None:
         """One decoder layer was prefilled with that many tokens."""
         self.layer_tokens.append(tokens)

@@ -41,6 +41,13 @@ class Technique(Protocol):
 
 
 @runtime_checkable
+class Fit(Protocol):
+    """Optional: look at the model before anything runs, and raise FitError if it will not do."""
+
+    def fit(self, family: Family) -> None: ...
+
+
+@runtime_checkable
 class SelectFrames(Protocol):
     """Choose which time steps are encoded: ascending index into `clip` (one frame per step)."""
 
@@ -94,7 +101,7 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes tokens that the model then verifies in one forward."""
+    """Proposes tokens that the model then verifies in one forward; `clip` holds the frames that the model saw."""
 
     def start(self, run: Run, clip: Clip | None, sampler: Sampler) -> Drafting: ...
 
@@ -172,6 +179,9 @@ class Plan:
                         other,
                     )
             broken |= {fact: technique for fact in technique.breaks if fact not in broken}
+        for technique in self.techniques:
+            if isinstance(technique, Fit):
+                technique.fit(family)
         for index, reducers in self.layer_reducers.items():
             if not 0 <= index < family.num_layers:
                 raise FitError(

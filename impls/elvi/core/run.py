@@ -127,7 +127,6 @@ class Run:
         self.question: str | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
-        self.window = max((keep.window for keep in plan.keeps), default=0)
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
 
@@ -158,6 +157,11 @@ class Run:
             self.recent[layer] = (query[:, first:].clone(), rows[first:])
 
     @property
+    def window(self) -> int:
+        """How many query rows the techniques still to come will ask for."""
+        return max((keep.window for keep in self.plan.keeps if self.prefilling or keep.rolling), default=0)
+
+    @property
     def cached_visual_tokens(self) -> float:
         """Visual tokens in the cache, mean over layers and heads."""
         visual = torch.nn.functional.pad(self.layout.visual, (0, self.next_row - len(self.layout)))
@@ -165,8 +169,12 @@ class Run:
         return float(torch.stack(counts).mean())
 
     def commit(self, accepted: list[int] | None = None) -> None:
-        """Accept rows of the tail; then let Keep select and, after the prompt, let the codec pack."""
+        """Accept rows of the tail, a run of text; then let Keep select and, after the prompt, let the codec pack."""
         self.store.commit(accepted)
+        if not self.prefilling:
+            advanced = len(self.store.rows) if accepted is None else len(accepted)
+            self.next_position += advanced
+            self.next_row += advanced
         if self.window and not self.prefilling:
             self._settle_queries(accepted)
         with self.meter.time("select"):
@@ -177,6 +185,8 @@ class Run:
                 for codec in self.plan.codecs:
                     for layer, store in enumerate(self.store.layers):
                         codec.pack(self._committed_view(layer), store)
+        if self.prefilling and not any(keep.rolling and keep.window for keep in self.plan.keeps):
+            self.recent.clear()
 
     def _keep(self, keep) -> None:
         views = [self._committed_view(layer) for layer in range(len(self.store.layers))]
