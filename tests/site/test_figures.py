@@ -2,12 +2,15 @@
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
+from elvi_survey.codefacts import read_techniques
 from elvi_survey.site.figures import STATIONS, Request, acts_at, lifecycle, token_path
 from elvi_survey.site.plots import BOTTOM, TOP, Panel, Point, panel, scale_for
 
+REPOSITORY = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -37,11 +40,19 @@ def test_the_pictures_hold_one_line_a_layer_and_one_disc_a_token():
 
 @pytest.mark.parametrize(("method", "stage", "station"), [
     ("reduce", "encode", "tokens"), ("reduce", "prefill", "layers"), ("select_frames", "encode", "frames"),
-    ("keep", "decode", "cache"), ("pack", "decode", "cache"), ("propose", "decode", "output"),
+    ("keep", "decode", "cache"), ("pack", "decode", "cache"), ("start", "decode", "output"),
     ("attend", "prefill", "layers"),
 ])  # fmt: skip
 def test_the_method_names_tell_where_a_technique_acts(method, stage, station):
     assert [place for _, place, _ in acts_at([method, "helper"], stage)] == [station]
+
+
+def test_every_technique_of_the_repository_acts_somewhere():
+    techniques = [
+        code for code in read_techniques(REPOSITORY).values() if code.stage in {"encode", "prefill", "decode"}
+    ]
+    assert techniques
+    assert [code.id for code in techniques if not acts_at(code.methods, code.stage)] == []
 
 
 def test_the_token_path_marks_the_touched_stations_only():

@@ -144,12 +144,11 @@ def lifecycle(stage: str, request: Request) -> Markup:
 STATIONS = ("frames", "tower", "tokens", "layers", "cache", "output")
 PROTOCOLS = {
     "select_frames": ("frames", "chooses the frames that the vision tower will see"),
-    "resize": ("frames", "chooses the size at which each frame is encoded"),
     "reduce": ("tokens", "drops or merges tokens before the language model reads them"),
-    "attend": ("layers", "chooses which keys each query row reads inside the layers"),
+    "attend": ("layers", "decides what each query row reads inside the layers"),
     "keep": ("cache", "chooses which rows stay in the key-value cache"),
     "pack": ("cache", "stores the key-value cache in fewer bits"),
-    "propose": ("output", "drafts several tokens for the model to verify at once"),
+    "start": ("output", "drafts several tokens for the model to verify at once"),
     "accept": ("output", "decides which drafted tokens stand"),
 }
 
