@@ -1,0 +1,94 @@
+"""SnapKV: the end of the prompt knows what the answer will look at.
+
+Li et al., NeurIPS 2024, arXiv:2404.14469. The keys that the last w prompt tokens attend to are largely, head by head,
+those attended during generation. With A the attention of this observation window, every earlier key j gets the score
+s_j = sum_i A_ij, smoothed by average pooling so that the neighbours of a peak survive with it. The best keys and the
+window itself stay in the cache, chosen once, and decoding reads nothing else.
+
+Where we differ:
+- The budget is a share of the prompt, the window included, so that it fits prompts of any length; in the paper it is
+  a fixed number of tokens (2048 or 320, with a window of 32 or 64). A budget below the window keeps the latest tokens.
+- The window holds at most the text after the last picture, but 8 rows at least: questions about pictures are often
+  shorter than 32 tokens, and visual tokens should be judged by text.
+- Grouped queries share one selection, by the mean of their scores, so that the cache shrinks by the whole share; the
+  released code selects per query head and so stores every key once per member of the group.
+- The attention rows are recomputed from queries and keys when the prompt has been read, with any kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from elvi.core.facts import Fact
+from elvi.core.tokens import budget, top
+from elvi.errors import BudgetError, check_range
+
+if TYPE_CHECKING:
+    from elvi.core.run import LayerView
+    from elvi.core.tokens import Tokens
+
+SHORTEST = 8  # rows of the window, however short the question is
+
+
+@dataclass(frozen=True)
+class SnapKV:
+    """Keep, per head, the prompt keys that the last prompt rows attend to.
+
+    keep_ratio: share of each layer's prompt rows that every head keeps; window: w, at most so many last rows observe
+    (and stay themselves); kernel: odd width of the pooling, 1 for none. Raises BudgetError for values out of range.
+    """
+
+    keep_ratio: float = 0.25
+    window: int = 32
+    kernel: int = 5
+
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT})
+    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_KEYS_PER_HEAD})
+    lossless: ClassVar[bool] = False
+    rolling: ClassVar[bool] = False
+    full: ClassVar[dict[str, Any] | None] = {"keep_ratio": 1.0}
+    sweep: ClassVar[tuple[str, tuple[float | int, ...]]] = ("keep_ratio", (0.1, 0.25, 0.5, 0.75))
+
+    def __post_init__(self) -> None:
+        check_range(self, "keep_ratio", 0.0, 1.0)
+        check_range(self, "window", 1, float("inf"))
+        check_range(self, "kernel", 1, float("inf"))
+        if self.kernel % 2 == 0:
+            raise BudgetError(f"SnapKV was asked for kernel={self.kernel}, which has no middle: use an odd number.")
+
+    def keep(self, views: list[LayerView]) -> list[Tensor | None]:
+        return [self._keep(view) for view in views]
+
+    def _keep(self, view: LayerView) -> Tensor | None:
+        count = budget(self.keep_ratio, view.keys.shape[1])
+        if count == view.keys.shape[1]:
+            return None
+        rows = observers(view.query_row, view.layout, self.window)
+        first = view.query_row[len(view.query_row) - rows]
+        inside = view.row >= first
+        score = pooled(window_score(view, rows).masked_fill(inside, 0.0), self.kernel)
+        # Scores are at most 1, so the window outranks them, and its latest rows come first.
+        return top(torch.where(inside, 2.0 + view.row, score), count)
+
+
+def observers(query_row: Tensor, layout: Tokens, window: int) -> int:
+    """How many of the last rows observe: at most `window` and the text after the last picture, but 8 if there are."""
+    visual = layout.visual.nonzero()[:, 0]
+    text = len(layout) - int(visual[-1]) - 1 if len(visual) else len(layout)
+    return min(window, max(text, SHORTEST), len(query_row))
+
+
+def window_score(view: LayerView, rows: int) -> Tensor:
+    """Mean attention [H, K] that every slot receives from the last `rows` queries and the query heads of its group."""
+    heads = view.keys.shape[0]
+    weights = view.attention()[:, -rows:].mean(1)  # [Hq, K]
+    return weights.view(heads, -1, weights.shape[-1]).mean(1)
+
+
+def pooled(score: Tensor, kernel: int) -> Tensor:
+    """Moving average [H, K] of odd width; beyond the ends there is zero, which counts."""
+    return torch.nn.functional.avg_pool1d(score[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
