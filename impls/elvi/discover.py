@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -30,12 +31,22 @@ def list_techniques(stage: str | None = None) -> list[str]:
     ]
 
 
+def source_of(name: str) -> Path:
+    """The module file of a technique. Raises UnknownTechnique."""
+    for folder in STAGES:
+        if name in list_techniques(folder):
+            return _HERE / folder / f"{name.replace('-', '_')}.py"
+    raise UnknownTechnique(name)
+
+
 def stage_of(name: str) -> str:
     """The stage folder a technique lives in."""
-    for folder in STAGES:
-        if (_HERE / folder / f"{name.replace('-', '_')}.py").is_file():
-            return folder
-    raise UnknownTechnique(name)
+    return source_of(name).parent.name
+
+
+def summary_of(name: str) -> str:
+    """The first line of a technique's module docstring (cheap: the module is parsed, not imported)."""
+    return (ast.get_docstring(ast.parse(source_of(name).read_text())) or "").partition("\n")[0]
 
 
 def technique(name: str) -> type[Any]:

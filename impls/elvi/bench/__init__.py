@@ -1,0 +1,1 @@
+"""Measure techniques against the unmodified model: quality, time and memory, on held-out clips of the tiny world."""

@@ -1,0 +1,7 @@
+"""`python -m elvi` is `elvi`."""
+
+import sys
+
+from elvi.cli import main
+
+sys.exit(main())

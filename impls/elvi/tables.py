@@ -1,0 +1,115 @@
+"""What the command line prints for people, as rich tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from elvi.bench.results import Results, Spread
+
+SEAMS = {
+    "encoded": "visual tokens from the encoder",
+    "reduced": "visual tokens before the language model",
+    "prefill_mean": "visual tokens per layer, mean",
+    "cache_mean": "visual tokens in the cache, mean",
+}
+
+
+def techniques(rows: Iterable[dict[str, str]]) -> Table:
+    """`elvi list`: rows of id, stage, summary."""
+    table = _table("technique", "stage", "")
+    for row in rows:
+        table.add_row(row["id"], row["stage"], escape(row["summary"]))
+    return table
+
+
+def technique(name: str, cls: type[Any]) -> Group:
+    """`elvi show`: docstring, fields with defaults, what it needs and breaks, and how to run it."""
+    fields = _table("field", "type", "default")
+    for field in dataclasses.fields(cls):
+        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+        fields.add_row(field.name, escape(str(field.type)), escape(default))
+    facts = _table("", "")
+    for label, values in (("needs that", cls.needs), ("ends that", cls.breaks)):
+        for fact in sorted(values, key=lambda fact: fact.name):
+            facts.add_row(label, fact.value)
+    answer = "is the unmodified model's" if cls.lossless else "may differ from the unmodified model's"
+    facts.add_row("the answer", answer)
+    text = inspect.getdoc(inspect.getmodule(cls)) or ""
+    return Group(escape(text), "", fields, facts, "", f"elvi run {name} --sample 10000 --baseline")
+
+
+def answers(result: dict[str, Any]) -> Group:
+    """`elvi run`: the plan, question and answers, and what they cost, next to the baseline when it was run too."""
+    baseline = result.get("baseline")
+    said = _table("", "")
+    for place, line in enumerate(result["plan"] or ["nothing: this is the unmodified model"]):
+        said.add_row("" if place else "plan", escape(line))
+    lines = {"question": result["question"], "expected": result["expected"], "answer": result["answer"]}
+    if baseline is not None:
+        lines["baseline"] = baseline["answer"]
+    for label, line in lines.items():
+        if line is not None:
+            said.add_row(label, escape(line))
+    return Group(said, "", _costs(result["report"], None if baseline is None else baseline["report"]))
+
+
+def _costs(report: dict[str, Any], baseline: dict[str, Any] | None) -> Table:
+    """One row per figure; ratios are plan / baseline."""
+    table = _table("")
+    for heading in ("plan",) if baseline is None else ("baseline", "plan", "ratio"):
+        table.add_column(heading, justify="right")
+
+    def row(name: str, figure: Callable[[dict[str, Any]], float | None], form: str, unit: float = 1.0) -> None:
+        values = [figure(source) for source in (baseline, report) if source is not None]
+        cells = ["-" if value is None else form.format(value * unit) for value in values]
+        if baseline is not None:
+            plain, mine = values
+            cells.append(f"{mine / plain:.2f}" if plain and mine is not None else "-")
+        table.add_row(name, *cells)
+
+    for seam, name in SEAMS.items():
+        if seam in report["visual_tokens"]:
+            row(name, lambda source, seam=seam: source["visual_tokens"][seam], "{:.1f}")
+    row("time to first token", lambda source: source["ttft_s"], "{:.1f} ms", 1000)
+    row("time per output token", lambda source: source["tpot_s"], "{:.2f} ms", 1000)
+    row("KV cache after the prompt", lambda source: source["kv_bytes"], "{:.2f} MiB", 2**-20)
+    row("decoding forwards", lambda source: source["forwards"], "{:.0f}")
+    row("tokens per decoding forward", lambda source: source["acceptance_length"], "{:.2f}")
+    return table
+
+
+def sweep(data: Results) -> Table:
+    """`elvi bench`: a row per cell."""
+    table = _table(data["technique"], "accuracy", "random", "kept", "KV bytes", "TTFT", "TPOT", "accepted")
+    rivals = [(cell["setting"], cell["quality"]["accuracy"]) for cell in data["random"]]
+    for cell in [data["baseline"], *data["cells"]]:
+        if cell is None:
+            continue
+        rival = next((accuracy for setting, accuracy in rivals if setting == cell["setting"]), None)
+        setting = ", ".join(f"{field}={value}" for field, value in cell["setting"].items()) or "unmodified model"
+        quality = (cell["quality"]["accuracy"], rival)
+        memory = (cell["kept_share"], cell["kv_ratio"])
+        times = (_spread(cell["ttft_ratio"]), _spread(cell["tpot_ratio"]))
+        table.add_row(setting, *map(_plain, (*quality, *memory)), *times, _plain(cell["acceptance_length"]))
+    return table
+
+
+def _spread(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread['median']:.2f} ({spread['q1']:.2f} to {spread['q3']:.2f})"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(*headings: str) -> Table:
+    return Table(*headings, box=None, pad_edge=False, show_header=any(headings))
