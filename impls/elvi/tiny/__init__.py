@@ -1,4 +1,4 @@
-"""The small trained models that ELVI ships, so that nothing needs to be downloaded: where they are and what they are called."""
+"""The small trained models that ELVI ships, so nothing needs to be downloaded: their names and folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def names() -> tuple[str, ...]:
 
 
 def path(name: str) -> Path:
-    """Folder of a shipped model (config.json, model.safetensors, tokenizer, model card). Raises ElviError for another name."""
+    """Folder of a shipped model (weights, configuration, tokenizer, model card). Raises ElviError for another name."""
     from elvi.errors import ElviError
 
     if name not in names():
