@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 
 from elvi_survey.codefacts import read_techniques
 from elvi_survey.site.figures import STATIONS, Request, acts_at, lifecycle, token_path
@@ -78,3 +79,11 @@ def test_a_panel_has_a_mark_for_each_point_and_escapes_its_labels():
     traced = [path.get("data-result-id") for path in picture.iter(f"{SVG}path")]
     assert [address for address in traced if address] == ["m/t#cells/0", "m/t#cells/1"]
     assert {"<b>", "plain & simple"} <= {text.text for text in picture.iter(f"{SVG}text")}
+
+
+def test_the_drawn_model_is_the_one_of_the_taxonomy():
+    models = yaml.safe_load((REPOSITORY / "taxonomy/models.yaml").read_text(encoding="utf-8"))
+    model = next(entry for entry in models.values() if entry["title"] == "Qwen2.5-VL-7B")
+    request = Request()
+    assert (model["layers"], model["kv_heads"], model["head_dim"]) == (request.layers, request.kv_heads, request.head)
+    assert (model["vision"]["patch"], model["vision"]["spatial_merge"]) == (request.patch, request.merge)
