@@ -136,9 +136,10 @@ def test_search_finds_a_technique_by_its_name(page, address):
 def test_the_run_block_copies_the_command_without_the_prompt(browser, address):
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
+    page.clock.install()  # the word on the button changes back after a moment
     page.goto(address + "papers/fastv/")
     page.get_by_role("button", name="Copy").first.click()
-    assert page.get_by_role("button", name="Copied").is_visible()
+    page.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "elvi run fastv --model tiny-qwen --sample 10003 --baseline"
     context.close()
