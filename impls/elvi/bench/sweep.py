@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from elvi import discover, spec
 from elvi.bench import provenance, results
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from elvi.bench.results import Results
     from elvi.families.family import Family
 
+Group = Literal["baseline", "cells", "random"]
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -31,21 +33,28 @@ class Sweep:
     values: tuple[Any, ...]
 
     @property
-    def settings(self) -> list[dict[str, Any]]:
-        return [{self.field: value} for value in self.values]
+    def wanted(self) -> list[tuple[Group, dict[str, Any]]]:
+        """(group, setting) of every cell of the results file, in the order of measuring."""
+        groups: tuple[Group, ...] = ("cells", "random") if twin(self.technique, 0) else ("cells",)
+        return [("baseline", {}), *((group, {self.field: value}) for value in self.values for group in groups)]
 
-    def at(self, setting: dict[str, Any]) -> Any:
-        return dataclasses.replace(self.technique, **setting)
+    def plans(self, group: Group, setting: dict[str, Any]) -> Callable[[int], Plan]:
+        """The plan to use on each clip number; random selection is drawn anew for each."""
+        if group == "baseline":
+            return lambda _: Plan()
+        technique = dataclasses.replace(self.technique, **setting)
+        if group == "cells":
+            return lambda _: Plan(technique)
+        return lambda number: Plan(twin(technique, number))
 
     def check(self, family: Family) -> None:
         """Raise BudgetError or FitError before anything is measured."""
-        for setting in self.settings:
-            Plan(self.at(setting)).check(family)
+        for group, setting in self.wanted:
+            self.plans(group, setting)(0).check(family)
 
     def steps(self, protocol: Protocol) -> int:
-        """How often `tick` is called when nothing is resumed."""
-        timed, asked = protocol.clips + 2 * protocol.repeats, protocol.clips
-        return timed + len(self.values) * (timed + (asked if twin(self.technique, 0) else 0))
+        """How often `tick` is called in all."""
+        return sum(steps(group, protocol) for group, _ in self.wanted)
 
 
 def parse(text: str, budgets: str | None = None) -> Sweep:
@@ -82,10 +91,11 @@ def run(
     *,
     command: str,
     resume: bool = False,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[..., None] = lambda steps=1: None,
 ) -> tuple[Path, Results]:
     """Measure what is not measured yet and write `out/<hardware-id>/<technique-id>.json`. Returns its path and content.
 
+    tick is called with numbers of steps that add up to `sweep.steps(protocol)`.
     Raises FitError, BudgetError or ResultsError before the first measurement.
     """
     sweep.check(family)
@@ -94,37 +104,30 @@ def run(
     results.check_writable(path)
     if resume:
         data = results.resume(path, data)
-    if data["baseline"] is None:
-        data["baseline"] = measure(family, lambda _: Plan(), protocol, {}, None, tick=tick)
+    for group, setting in sweep.wanted:
+        if _measured(data, group, setting):
+            tick(steps(group, protocol))
+            continue
+        plan_for = sweep.plans(group, setting)
+        cell = measure(family, plan_for, protocol, setting, data["baseline"], timed=group != "random", tick=tick)
+        if group == "baseline":
+            data["baseline"] = cell
+        else:
+            data[group].append(cell)
         results.save(path, data, done=False)
-    for setting in sweep.settings:
-        for group in ("cells", "random"):
-            if all(cell["setting"] != setting for cell in data[group]):
-                _add(family, sweep.at(setting), protocol, setting, data, group, tick)
-                results.save(path, data, done=False)
     results.save(path, data, done=True)
     return path, data
 
 
-def _add(
-    family: Family,
-    technique: Any,
-    protocol: Protocol,
-    setting: dict[str, Any],
-    data: Results,
-    group: str,
-    tick: Callable[[], None],
-) -> None:
-    """Measure one cell, if there is such a cell, into its group."""
-    baseline = data["baseline"]
-    if group == "cells":
-        plan = Plan(technique)
-        data["cells"].append(measure(family, lambda _: plan, protocol, setting, baseline, tick=tick))
-    elif twin(technique, 0) is not None:
-        cell = measure(
-            family, lambda seed: Plan(twin(technique, seed)), protocol, setting, baseline, timed=False, tick=tick
-        )
-        data["random"].append(cell)
+def steps(group: Group, protocol: Protocol) -> int:
+    """How often measuring a cell of this group ticks; random cells are not timed."""
+    return protocol.clips + (0 if group == "random" else 2 * protocol.repeats)
+
+
+def _measured(data: Results, group: Group, setting: dict[str, Any]) -> bool:
+    if group == "baseline":
+        return data["baseline"] is not None
+    return any(cell["setting"] == setting for cell in data[group])
 
 
 def _blank(family: Family, sweep: Sweep, protocol: Protocol, command: str) -> Results:

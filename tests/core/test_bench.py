@@ -1,0 +1,244 @@
+import errno
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from support import clip_for, random_family
+
+from elvi.bench import floor, measure, results, sweep
+from elvi.bench.measure import Protocol
+from elvi.core.generate import Output, generate
+from elvi.core.plan import Encoded, Plan
+from elvi.errors import BudgetError, ElviError, FitError
+from elvi.tiny.data import sample
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """Keeps the first visual tokens."""
+
+    keep_ratio: float = 0.5
+    at: ClassVar[Encoded] = Encoded()
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+    sweep: ClassVar[tuple] = ("keep_ratio", (0.25, 0.5))
+
+    def __post_init__(self):
+        if not 0 <= self.keep_ratio <= 1:
+            raise BudgetError("keep_ratio is out of range")
+
+    def reduce(self, tokens, seen):
+        return tokens.keep(torch.arange(round(self.keep_ratio * len(tokens))))
+
+
+@dataclass(frozen=True)
+class FirstFrames:
+    num_frames: int = 2
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+
+    def select_frames(self, clip, question):
+        return np.arange(self.num_frames)
+
+
+@dataclass(frozen=True)
+class LastSlots:
+    count: int
+    window: int = 4
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+    rolling: ClassVar[bool] = False
+
+    def keep(self, views):
+        return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]
+
+
+PROTOCOL = Protocol(clips=2, repeats=2, first_seed=10_002)  # a shape and a color
+
+
+@pytest.fixture
+def family():
+    return random_family("qwen2_5_vl", layers=2)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Short answers, so that measuring takes a moment."""
+    monkeypatch.setattr(measure, "LONGEST", 2)
+    monkeypatch.setattr(measure, "TIMED_TOKENS", 3)
+    monkeypatch.setattr(measure, "TIMED_SECONDS", 1)
+
+
+def first_tokens(**fields):
+    return sweep.Sweep("first-tokens", FirstTokens(**fields), "keep_ratio", (0.25, 0.5))
+
+
+def run(family, out, **options):
+    return sweep.run(family, first_tokens(), PROTOCOL, out, command="elvi bench first-tokens", **options)
+
+
+def test_results_hold_baseline_cells_and_random_floor(family, short, tmp_path):
+    ticks = []
+    path, data = run(family, tmp_path, tick=lambda steps=1: ticks.append(steps))
+    assert json.loads(path.read_text()) == data
+    assert path == tmp_path / data["hardware"]["id"] / "first-tokens.json"
+    assert [cell["setting"] for cell in data["cells"]] == [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}]
+    assert [cell["kept_share"] for cell in data["cells"]] == [0.25, 0.5]
+    assert [cell["kept_share"] for cell in data["random"]] == [0.25, 0.5]
+    assert data["baseline"]["kept_share"] == data["baseline"]["kv_ratio"] == 1.0
+    assert sum(ticks) == first_tokens().steps(PROTOCOL) == 3 * (2 + 4) + 2 * 2
+
+
+def test_cells_read_the_plan_back_and_time_every_repeat(family, short, tmp_path):
+    _, data = run(family, tmp_path)
+    cell = data["cells"][0]
+    assert cell["plan"] == ["FirstTokens(keep_ratio=0.25)"]
+    assert cell["ttft_s"]["n"] == cell["tpot_ratio"]["n"] == 2
+    assert cell["ttft_s"]["q1"] <= cell["ttft_s"]["median"] <= cell["ttft_s"]["q3"]
+    assert data["random"][0]["ttft_s"] is None
+    assert cell["acceptance_length"] is None
+    assert set(cell) == set(results.Cell.__annotations__)
+    assert set(data) == set(results.Results.__annotations__)
+
+
+def test_interrupted_sweep_resumes_with_the_cells_that_are_missing(family, short, tmp_path, monkeypatch):
+    calls = []
+
+    def stopping(*args, **options):
+        calls.append(args[3])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measured(*args, **options)
+
+    measured = sweep.measure
+    monkeypatch.setattr(sweep, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(family, tmp_path)
+    (saved,) = tmp_path.rglob("*.json.partial")
+    before = json.loads(saved.read_text())
+    assert (len(before["cells"]), len(before["random"])) == (1, 0)
+    path, data = run(family, tmp_path, resume=True)
+    assert calls[3:] == [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}, {"keep_ratio": 0.5}]
+    assert data["cells"][0] == before["cells"][0]
+    assert os.listdir(path.parent) == ["first-tokens.json"]
+
+
+def test_resume_refuses_results_of_another_protocol(family, short, tmp_path):
+    run(family, tmp_path)
+    with pytest.raises(results.ResultsError, match="its protocol was"):
+        sweep.run(family, first_tokens(), replace(PROTOCOL, clips=3), tmp_path, command="", resume=True)
+
+
+def test_results_of_another_schema_are_refused_before_measuring(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "measure", None)
+    path = tmp_path / sweep.provenance.hardware(family.device)["id"] / "first-tokens.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"schema": 99}))
+    with pytest.raises(results.ResultsError, match="schema version 99"):
+        run(family, tmp_path)
+    assert json.loads(path.read_text()) == {"schema": 99}
+
+
+def test_folder_that_cannot_be_written_is_refused_before_measuring(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "measure", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(results.ResultsError, match="choose another folder with --out"):
+        run(family, tmp_path / "file")
+
+
+def test_full_disk_leaves_the_old_results_and_no_debris(tmp_path, monkeypatch):
+    path = tmp_path / "fastv.json"
+    results.save(path, {"schema": 1, "cells": ["old"]}, done=True)
+
+    def full(self, text):
+        os.close(os.open(self, os.O_CREAT | os.O_WRONLY))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(results.ResultsError, match=r"cannot be written .No space left on device.: free some space"):
+        results.save(path, {"schema": 1, "cells": ["new"]}, done=True)
+    assert json.loads(path.read_text())["cells"] == ["old"]
+    assert os.listdir(tmp_path) == ["fastv.json"]
+
+
+def test_budget_out_of_range_is_refused_before_measuring(family, tmp_path):
+    bad = sweep.Sweep("first-tokens", FirstTokens(), "keep_ratio", (0.5, 1.5))
+    with pytest.raises(BudgetError):
+        sweep.run(family, bad, PROTOCOL, tmp_path, command="")
+    assert os.listdir(tmp_path) == []
+
+
+def test_text_only_model_cannot_be_measured_on_clips(tmp_path, short):
+    with pytest.raises(FitError, match="reads text only"):
+        run(random_family("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("technique", [FirstTokens(0.25), FirstFrames(2), LastSlots(20)])
+def test_random_twin_has_the_budget_of_its_technique(family, technique):
+    clip = clip_for("qwen2_5_vl", seconds=4)
+    ours = generate(family, clip, plan=Plan(technique), max_new_tokens=1).report
+    twins = [generate(family, clip, plan=Plan(floor.twin(technique, seed)), max_new_tokens=1).report for seed in (1, 2)]
+    for report in twins:
+        assert report.kv_bytes == ours.kv_bytes
+        assert report.visual_tokens["reduced"] == ours.visual_tokens["reduced"]
+
+
+def test_random_twins_differ_with_the_seed_and_repeat_with_it(family):
+    clip = family.one_per_step(clip_for("qwen2_5_vl", seconds=16))
+    draws = [floor.twin(FirstFrames(5), seed).select_frames(clip, None).tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert draws[0] == sorted(set(draws[0]))
+
+
+def test_random_slots_keep_the_observation_window(family):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy(LastSlots):
+        def keep(self, views):
+            seen[:] = views
+            return super().keep(views)
+
+    twin = floor.twin(Spy(10), 3)
+    generate(family, clip_for("qwen2_5_vl"), plan=Plan(twin), max_new_tokens=1)
+    for view, slots in zip(seen, twin.keep(seen)):
+        kept = view.row.gather(1, slots)
+        assert all(set(view.query_row.tolist()) <= set(row) for row in kept.tolist())
+
+
+def answered(kind, expected, text):
+    report = generate(random_family("llama"), None, "what ?", max_new_tokens=1).report
+    return replace(sample(10_000, "shape"), kind=kind, expected=expected), Output(text, [], report)
+
+
+def test_captions_count_by_the_sentence_and_stay_out_of_the_totals():
+    caption = "frame 1 : a red circle at top left . frame 2 : a blue star at top left ."
+    wrong = caption.replace("blue", "white")
+    judged = measure.quality(
+        [answered("shape", "star", "star"), answered("color", "red", "blue"), answered("caption", caption, wrong)]
+    )
+    assert (judged["correct"], judged["of"], judged["accuracy"]) == (1, 2, 0.5)
+    assert judged["by_kind"]["caption"] == {"correct": 1, "of": 2}
+
+
+def test_spread_is_the_median_with_quartiles():
+    assert measure.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "n": 5}
+
+
+def test_budgets_are_values_of_the_swept_field():
+    parsed = sweep.parse("fastv:layer=3", "0.1, 0.5,0.1")
+    assert (parsed.field, parsed.values, parsed.technique.layer) == ("keep_ratio", (0.1, 0.5), 3)
+
+
+def test_technique_without_a_sweep_is_refused(monkeypatch):
+    monkeypatch.setattr("elvi.discover.technique", lambda name: FirstFrames)
+    with pytest.raises(ElviError, match="names no budget"):
+        sweep.parse("first-frames")
