@@ -9,8 +9,8 @@ import pytest
 import torch
 from support import FAMILIES, noise_clip, random_family
 
-from elvi.core.accept import Draft
-from elvi.core.generate import forward, generate, prefill, verify
+from elvi.core.accept import Draft, Sampler
+from elvi.core.generate import decode, forward, generate, prefill, verify
 from elvi.core.plan import Plan
 from elvi.core.run import Run
 from elvi.errors import FitError
@@ -86,6 +86,26 @@ def test_speculation_emits_what_plain_decoding_emits(kind, twins):
 def test_speculation_emits_what_plain_decoding_emits_on_many_prompts(kind, twins):
     for seed in range(100, 125):
         check_equal(kind, seed, twins)
+
+
+def decoded(kind: str, plan: Plan) -> tuple[Run, list[int]]:
+    run, sampler = Run(random_family(kind), plan), Sampler()
+    clip, logits = prefill(run, picture(kind, 3), question(3))
+    ids = [sampler.pick(logits)]
+    decode(run, ids, clip, sampler, NEW, set())
+    return run, ids
+
+
+@pytest.mark.parametrize("twins", [False, True])
+@pytest.mark.parametrize("kind", FAMILIES)
+@torch.inference_mode()
+def test_the_cache_ends_as_after_plain_decoding(kind, twins):
+    plain, answer = decoded(kind, Plan())
+    fast, _ = decoded(kind, Plan(Parrot(tuple(answer), twins=twins)))
+    for mine, theirs in zip(fast.store.layers, plain.store.layers):
+        assert torch.equal(mine.row, theirs.row)
+        for quick, slow in zip(mine.read(), theirs.read()):
+            torch.testing.assert_close(quick, slow, atol=1e-5, rtol=1e-5)
 
 
 TREE = Draft([11, 12, 13, 14, 15, 16], [-1, -1, 0, 1, 1, 3])
