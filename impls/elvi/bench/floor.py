@@ -68,7 +68,7 @@ class RandomTokens(_Random):
 
 @dataclass(frozen=True)
 class RandomSlots(_Random):
-    """As many random cache slots of each head as the technique kept; the observation window stays."""
+    """As many random visual slots of each head as the technique kept; text slots are those that it kept."""
 
     rolling: ClassVar[bool] = False
 
@@ -81,10 +81,13 @@ class RandomSlots(_Random):
         return [None if slots is None else self._slots(view, slots) for view, slots in zip(views, chosen)]
 
     def _slots(self, view: LayerView, slots: Tensor) -> Tensor:
+        kept = torch.zeros_like(view.visual).scatter_(1, slots, True)
+        count = (kept & view.visual).sum(-1, keepdim=True)
         generator = torch.Generator().manual_seed(self.seed * 1000 + view.layer)
-        score = torch.rand(view.row.shape, generator=generator).to(view.row.device)
-        score = score.masked_fill(torch.isin(view.row, view.query_row), 2.0)
-        return score.topk(slots.shape[1], dim=-1).indices.sort(dim=-1).values
+        score = torch.rand(view.row.shape, generator=generator).to(slots.device).masked_fill(~view.visual, -1.0)
+        rank = score.argsort(dim=-1, descending=True).argsort(dim=-1)
+        stays = torch.where(view.visual, rank < count, kept)
+        return stays.nonzero()[:, 1].view(slots.shape)
 
 
 def twin(technique: Any, seed: int) -> _Random | None:
