@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support import noise_clip, random_family
+from trained import chosen_and_random
 
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
@@ -135,3 +136,9 @@ def test_missing_question_and_wrong_scorers_are_refused(tmp_path):
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(BudgetError, match=next(iter(options))):
         AKS(**options)
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", pytest.param("tiny-qwen", marks=pytest.mark.slow)])
+def test_chosen_frames_answer_more_than_random_ones_on_a_trained_model(name):
+    chosen, random = chosen_and_random(name, AKS(num_frames=2))
+    assert chosen >= random + 3

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support import noise_clip, random_family
+from trained import chosen_and_random
 
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
@@ -138,3 +139,8 @@ def test_zipping_twice_looks_up_attention_by_the_place_in_the_tower():
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(BudgetError, match=next(iter(options))):
         VisionZip(**options)
+
+
+def test_zipped_tokens_answer_more_than_random_ones_on_a_trained_model_with_class_token():
+    chosen, random = chosen_and_random("tiny-llava", VisionZip(keep_ratio=0.2))
+    assert chosen >= random + 3

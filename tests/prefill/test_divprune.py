@@ -5,6 +5,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 from support import noise_clip, random_family
+from trained import chosen_and_random
 
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
@@ -124,3 +125,9 @@ def test_empty_budget_leaves_the_text():
 def test_ratio_out_of_range_is_refused():
     with pytest.raises(BudgetError, match="keep_ratio"):
         DivPrune(keep_ratio=1.2)
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", pytest.param("tiny-qwen", marks=pytest.mark.slow)])
+def test_chosen_tokens_answer_more_than_random_ones_on_a_trained_model(name):
+    chosen, random = chosen_and_random(name, DivPrune())
+    assert chosen >= random + 3

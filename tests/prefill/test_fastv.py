@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support import noise_clip, random_family
+from trained import chosen_and_random
 
 from elvi.core.accept import Draft
 from elvi.core.generate import generate, prefill, verify
@@ -137,3 +138,8 @@ def test_values_out_of_range_are_refused(options):
 def test_layer_that_the_model_lacks_is_refused():
     with pytest.raises(FitError, match="3 layers"):
         Plan(FastV(layer=3)).check(random_family("qwen2_5_vl"))
+
+
+def test_chosen_tokens_answer_more_than_random_ones_on_a_trained_model():
+    chosen, random = chosen_and_random("tiny-llava", FastV(keep_ratio=0.1))
+    assert chosen >= random + 3

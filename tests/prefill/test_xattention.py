@@ -5,7 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 from support import noise_clip, random_family
+from trained import trained
 
+import elvi
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
 from elvi.core.run import LayerView, Run
@@ -155,3 +157,29 @@ def test_prefill_equals_the_unmodified_model_under_the_same_masks():
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(BudgetError, match=next(iter(options))):
         XAttention(**options)
+
+
+@torch.inference_mode()
+def test_chosen_blocks_hold_more_attention_than_random_ones_on_a_trained_model():
+    recalls = []
+
+    class Spy(XAttention):
+        def attend(self, view):
+            weights, read = view.attention(), super().attend(view)
+            places = read.shape[1] // self.block  # whole rows of blocks only
+            grid = read[:, : places * self.block : self.block, : places * self.block : self.block]
+            shuffled = torch.rand(grid.shape, generator=generator).masked_fill(
+                ~torch.ones(places, places).tril().bool(), -1
+            )
+            shuffled[:, range(places), range(places)] = shuffled[:, :, 0] = 2
+            random = shuffled.argsort(-1, descending=True).argsort(-1) < grid.sum(-1, keepdim=True)
+            held = weights[:, : places * self.block, : places * self.block].unflatten(2, (places, -1)).sum(3)
+            held = held.unflatten(1, (places, -1)).mean(2)
+            recalls.append([float((held * part).sum(-1).mean()) for part in (grid, random)])
+            return read
+
+    generator = torch.Generator().manual_seed(0)
+    clip = elvi.sample(10_000, kind="needle", seconds=16)
+    prefill(Run(trained("tiny-qwen"), Plan(Spy(block=32, stride=8, threshold=0.7))), clip, clip.question)
+    chosen, random = torch.tensor(recalls).mean(0)
+    assert chosen > random + 0.05
