@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -145,11 +146,11 @@ def _load(name: str) -> Family:
 
 def _quiet() -> None:
     """Keep the libraries' log lines and loading bars out of what is printed."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     hub.set_verbosity_error()
 
 

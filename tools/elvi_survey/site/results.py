@@ -86,6 +86,8 @@ def load_results(root: Path) -> dict[str, list[Result]]:
     """Results by technique id, machines in alphabetical order. Raises SiteError on a file of another schema."""
     found: dict[str, list[Result]] = {}
     for path in sorted(root.glob("*/*.json")):
+        if path.name == "speed.json":  # ratios of elvi itself, not of a technique
+            continue
         result = Result(f"{path.parent.name}/{path.stem}", _read(path))
         found.setdefault(result.technique, []).append(result)
     return found
