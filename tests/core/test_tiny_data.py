@@ -1,4 +1,4 @@
-"""The generator of tiny clips: the same bytes everywhere, answers that follow from the drawing, held-out clips unseen."""
+"""The generator of tiny clips: the same bytes everywhere, answers that follow from the drawing, held-out keys kept."""
 
 import hashlib
 from random import Random
@@ -93,7 +93,7 @@ def test_training_never_draws_a_held_out_key(monkeypatch):
     monkeypatch.setattr(sight, "draw", noted)
     lessons.draw_lesson("0/tiny-qwen/5", 2)
     sight.seconds_batch("0/tower/5", 40)
-    assert len(keys) == lessons.CLIPS[2] + 40
+    assert len(keys) == lessons.clips(2) + 40
     assert all(n < data.HELD_OUT and stream != "0" for n, stream in keys)
 
 

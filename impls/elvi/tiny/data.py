@@ -128,8 +128,8 @@ def _moving(rng: Random, seconds: int) -> Scene:
     across, down = DIRECTIONS[direction]
     lane, others = rng.randrange(3), rng.randint(*THINGS["motion"])
     mover = _new(rng, (lane, lane))
-    middle = (SIDE - CELL) * (across + down < 0) + CELL // 2  # where the crossing starts
-    course = [middle + (across + down) * (SIDE - CELL) * f // (PACE * seconds - 1) for f in range(PACE * seconds)]
+    start = (SIDE - CELL) * (across + down < 0) + CELL // 2
+    course = [start + (across + down) * (SIDE - CELL) * f // (PACE * seconds - 1) for f in range(PACE * seconds)]
     track = [(p, mover.at[0][1]) if across else (mover.at[0][0], p) for p in course]
     free = [place for place in PLACES if place[0 if across else 1] != lane]
     resting: list[Thing] = []

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
     from elvi.tiny.data import Scene
 
-CLIPS = {1: 24, 2: 20, 4: 12, 8: 7, 16: 5, 32: 3}  # clips in a batch, by seconds
-ROOM = {1: 120, 2: 144, 4: 180, 8: 280, 16: 48, 32: 48}  # tokens for turns, by seconds
+TOKENS = 4200  # in a batch, at most
 ATTENTION = "tiny-training"  # name under which `_attend` is registered with transformers
-WEIGHT = {"motion": 4.0, "needle": 2.0}  # these can be asked once a clip only; others weigh 1
+WEIGHT = {"motion": 4.0, "needle": 4.0}  # these can be asked once a clip only; others weigh 1
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,28 @@ class Lesson:
 
 
 def seconds_at(rng: Random, progress: float) -> int:
-    """Curriculum: one and two seconds first, eight from half-way, a few long clips near the end."""
-    if progress > 0.6 and rng.random() < 0.06:
-        return rng.choice((16, 32))
-    return rng.choice((1, 2) if progress < 0.15 else (1, 2, 4, 4) if progress < 0.45 else (1, 2, 4, 4, 8, 8))
+    """Curriculum: up to two seconds first, then four, then eight with one long clip in ten."""
+    if progress > 0.45 and rng.random() < 0.1:
+        return rng.randint(9, 32)
+    return rng.randint(1, 2 if progress < 0.15 else 4 if progress < 0.45 else 8)
+
+
+def room(seconds: int) -> int:
+    """Tokens for the turns of a clip: enough for its caption and some questions; long clips are not captioned."""
+    return 100 + 23 * seconds if seconds <= 8 else 120
+
+
+def clips(seconds: int) -> int:
+    """Clips in a batch."""
+    return TOKENS // (models.PER_SECOND * seconds + room(seconds))
 
 
 def draw_lesson(key: str, seconds: int) -> Lesson:
     """The batch of this key: scenes of so many seconds, each with as many turns as there is room for."""
     rng = Random(f"lesson/{key}")
-    shown = [_clip(rng, f"{key}/{i}", seconds) for i in range(CLIPS[seconds])]
+    shown = [_clip(rng, f"{key}/{i}", seconds) for i in range(clips(seconds))]
     frames = np.concatenate([film(scene, noise).reshape(seconds, 2, *_FRAME) for scene, noise in shown])
-    rows = [_row(rng, scene, ROOM[seconds]) for scene, _ in shown]
+    rows = [_row(rng, scene, room(seconds)) for scene, _ in shown]
     columns = [torch.tensor(column) for column in zip(*rows, strict=True)]
     return Lesson(sight.augment(frames, rng).reshape(len(shown), seconds, 2, *_FRAME), *columns)
 
@@ -75,44 +84,42 @@ def _clip(rng: Random, stream: str, seconds: int) -> tuple[Scene, Random]:
     return draw(rng.randrange(HELD_OUT), stream, rng.choices(kinds, chances)[0], seconds)
 
 
-def _row(rng: Random, scene: Scene, room: int) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
-    """Turns of one clip until the room is used up, rare kinds and the caption first."""
+def _row(rng: Random, scene: Scene, space: int) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
+    """Turns of one clip until the space is used up, rare kinds and the caption first."""
     ids, turn, offset, goal, weight = [], [], [], [], []
-    for number, (kind, question, answer) in enumerate(_turns(rng, scene, room)):
+    for number, (kind, question, answer) in enumerate(_turns(rng, scene, space)):
         asked = [VOCABULARY[word] for word in (*question.split(), ANSWER)]
         said = [VOCABULARY[word] for word in (*answer.split(), EOS)]
-        if len(ids) + len(asked) + len(said) > room:
+        if len(ids) + len(asked) + len(said) > space:
             break
         ids += asked + said
         turn += [number] * (len(asked) + len(said))
         offset += range(len(asked) + len(said))
         goal += [-100] * (len(asked) - 1) + said + [-100]
         weight += [WEIGHT.get(kind, 1.0)] * (len(asked) + len(said))
-    short = room - len(ids)
+    short = space - len(ids)
     pad = VOCABULARY["<pad>"]
     return ids + [pad] * short, turn + [-1] * short, offset + [0] * short, goal + [-100] * short, weight + [0.0] * short
 
 
-def _turns(rng: Random, scene: Scene, room: int) -> list[tuple[str, str, str]]:
+def _turns(rng: Random, scene: Scene, space: int) -> list[tuple[str, str, str]]:
     rare = [(kind, *turn) for kind in ("motion", "needle") for turn in scene.turns(kind)]
-    if room < 100:
-        return rare
-    few = max(map(len, scene.seconds)) <= 3 and not scene.mover
+    few = max(map(len, scene.seconds)) <= 3 and len(scene.seconds) <= 8 and not scene.mover
     caption = [("caption", *turn) for turn in scene.turns("caption")] if few and rng.random() < 0.6 else []
     plain = {kind: scene.turns(kind) for kind in ("shape", "color", "count")}
-    kinds = rng.choices(list(plain), (2, 2, 1), k=room // 12)
+    kinds = rng.choices(list(plain), (2, 2, 1), k=space // 12)
     return rare + caption + [(kind, *rng.choice(plain[kind])) for kind in kinds]
 
 
 def lesson_loss(model: nn.Module, features: Callable[[np.ndarray], Tensor], lesson: Lesson) -> Tensor:
     """Weighted cross-entropy of the answers; `features`: frames [N, 2, 96, 96, 3] -> visual tokens [N, 36, width]."""
-    clips, seconds = lesson.frames.shape[:2]
-    visual = features(lesson.frames.reshape(-1, 2, *_FRAME)).reshape(clips, seconds * models.PER_SECOND, -1)
+    count, seconds = lesson.frames.shape[:2]
+    visual = features(lesson.frames.reshape(-1, 2, *_FRAME)).reshape(count, seconds * models.PER_SECOND, -1)
     embed = model.get_input_embeddings()
     grid = model.config.model_type == "qwen2_5_vl"
     opening, closing = ((BOS, VISION_START), (VISION_END,)) if grid else ((BOS,), ())
     before, after = (torch.tensor([VOCABULARY[t] for t in part], dtype=torch.long) for part in (opening, closing))
-    spread = [embed(before).expand(clips, -1, -1), visual.float(), embed(after).expand(clips, -1, -1)]
+    spread = [embed(before).expand(count, -1, -1), visual.float(), embed(after).expand(count, -1, -1)]
     prefix = sum(part.shape[1] for part in spread)
     hidden = model.model.language_model(
         inputs_embeds=torch.cat([*spread, embed(lesson.ids)], 1),
