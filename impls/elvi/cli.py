@@ -127,7 +127,11 @@ def bench(options: argparse.Namespace) -> None:
 def demo(options: argparse.Namespace) -> None:
     from elvi import demo, tables
 
-    _print(tables.answers(demo.compare(_load(demo.MODEL))))
+    family = _load(demo.MODEL)
+    for scene in demo.SCENES:
+        _print(f"[bold]{scene.path.name}[/bold]: {scene.seconds} seconds, {family.name}, {family.attention_kernel}\n")
+        _print(tables.answers(demo.compare(family, scene)))
+        _print("")
 
 
 def _speed(options: argparse.Namespace) -> None:

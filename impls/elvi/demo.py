@@ -1,14 +1,13 @@
-"""A composed plan next to the unmodified model on a shipped clip: a real H.264 file of a held-out scene.
+"""Composed plans next to the unmodified model on shipped clips: real H.264 files of held-out scenes.
 
-`python -m elvi.demo N` renders held-out clip N into the package again.
+`python -m elvi.demo` renders the clips into the package again.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +23,54 @@ if TYPE_CHECKING:
     from elvi.media import Clip
 
 MODEL = "tiny-qwen"
-PLAN = ("visionzip:keep_ratio=0.6", "fastv:layer=6,keep_ratio=0.5", "snapkv:keep_ratio=0.6", "speculative-sampling")
 REPEATS, MAX_NEW_TOKENS = 3, 256
-CLIP = Path(__file__).parent / "tiny" / "clips" / "describe.mp4"
+CLIPS = Path(__file__).parent / "tiny" / "clips"
 
 
-def compare(family: Family) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scene:
+    """Held-out sample `number` of a kind, as `<name>.mp4`, and the plan to answer its question with."""
+
+    name: str
+    number: int
+    kind: str
+    seconds: int
+    plan: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return CLIPS / f"{self.name}.mp4"
+
+
+SCENES = (
+    # A pointed question about a long clip: most of what is seen can be left out.
+    Scene(
+        "find",
+        10_000,
+        "needle",
+        16,
+        (
+            "aks:num_frames=8",
+            "visionzip:keep_ratio=0.5",
+            "fastv:layer=6,keep_ratio=0.5",
+            "snapkv:keep_ratio=0.5",
+            "speculative-sampling:draft=ngram",
+        ),
+    ),
+    # A long answer that needs everything: fewer bits and fewer forwards.
+    Scene("describe", 10_001, "caption", 5, ("calibquant:bits=4", "speculative-sampling")),
+)
+
+
+def compare(family: Family, scene: Scene) -> dict[str, Any]:
     """Answers of the plan and, under `baseline`, of the unmodified model; they take turns, times are medians."""
-    clip = shipped_clip()
-    plans = (Plan(), Plan(*map(spec.parse, PLAN)))
-    for plan in plans:
-        generate(family, clip, plan=plan, max_new_tokens=MAX_NEW_TOKENS)
+    clip = shipped(scene)
+    plans = (Plan(), Plan(*map(spec.parse, scene.plan)))
     rounds = [
-        [generate(family, clip, plan=plan, max_new_tokens=MAX_NEW_TOKENS) for plan in plans] for _ in range(REPEATS)
+        [generate(family, clip, plan=plan, max_new_tokens=MAX_NEW_TOKENS) for plan in plans]
+        for _ in range(1 + REPEATS)  # the first round warms up
     ]
-    baseline, composed = (describe(clip, None, _median(list(outputs))) for outputs in zip(*rounds, strict=True))
+    baseline, composed = (describe(clip, None, _median(list(outputs))) for outputs in zip(*rounds[1:]))
     return {**composed, "baseline": baseline}
 
 
@@ -51,20 +83,21 @@ def _median(outputs: list[Output]) -> Output:
     return replace(first, report=report)
 
 
-def shipped_clip() -> Clip:
-    """The clip that comes with the package, decoded from its file, with its question and the right answer."""
-    known = json.loads(CLIP.with_suffix(".json").read_text())
-    return replace(read_video(CLIP, known["question"]), expected=known["expected"], kind=known["kind"])
+def shipped(scene: Scene) -> Clip:
+    """The clip of a scene, decoded from its file, with its question and the right answer."""
+    told = json.loads(scene.path.with_suffix(".json").read_text())
+    return replace(read_video(scene.path, told["question"]), expected=told["expected"], kind=scene.kind)
 
 
-def render(number: int, path: Path = CLIP, *, kind: str = "caption", seconds: int = 5) -> None:
-    """Encode a held-out sample, and write what is asked about it next to it."""
-    clip = sample(number, kind, seconds)
+def render(scene: Scene, path: Path) -> None:
+    """Encode a scene, and write what is asked about it, and the right answer, next to it."""
+    clip = sample(scene.number, scene.kind, scene.seconds)
     path.parent.mkdir(exist_ok=True)
     write_video(path, clip, frames_per_second=PACE)
-    known = {"sample": number, "kind": clip.kind, "question": clip.question, "expected": clip.expected}
-    path.with_suffix(".json").write_text(json.dumps(known, indent=1) + "\n")
+    told = {"question": clip.question, "expected": clip.expected}
+    path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    render(int(sys.argv[1]))
+    for each in SCENES:
+        render(each, each.path)
