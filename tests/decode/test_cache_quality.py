@@ -1,0 +1,98 @@
+"""Cache techniques on the trained model: does it still predict the caption, and find the needle, from what is left."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+
+import elvi
+from elvi.core.accept import Draft
+from elvi.core.generate import prefill, verify
+from elvi.core.plan import Plan
+from elvi.core.run import LayerView, Run
+from elvi.core.tokens import budget, top
+from elvi.decode.calibquant import CalibQuant
+from elvi.decode.snapkv import SnapKV, observers
+from elvi.decode.streamingllm import StreamingLLM
+
+CLIPS = range(10_020, 10_024)
+pytestmark = pytest.mark.slow
+
+
+@cache
+@torch.inference_mode()
+def loss(*techniques) -> float:
+    """Mean negative log-likelihood per caption token, in nats, given all before it; without the first token."""
+    family, losses = elvi.load("tiny-qwen", device="cpu"), []
+    for number in CLIPS:
+        clip = elvi.sample(number, kind="caption", seconds=5)
+        first, *rest = family.tokenizer(clip.expected, add_special_tokens=False)["input_ids"]
+        run = Run(family, Plan(*techniques))
+        prefill(run, clip, clip.question)
+        logits = verify(run, first, Draft.chain(rest))[:-1]
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(rest)))
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        [SnapKV(ratio) for ratio in (0.0, 0.1, 0.25, 0.5, 1.0)],
+        [StreamingLLM(recent=recent) for recent in (16, 64, 128, 1000)],
+        [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
+    ],
+    ids=["snapkv", "streamingllm", "calibquant"],
+)
+def test_more_budget_predicts_better(plans):
+    losses = [loss(plan) for plan in plans]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[-1] + 0.1
+
+
+def test_snapkv_beats_sinks_and_recent_tokens_at_equal_budget():
+    prompt = 5 * 36 + 8  # rows at least, so that streaming gets no less
+    assert loss(SnapKV(0.25)) < loss(StreamingLLM(num_sinks=4, recent=prompt // 4)) - 0.5
+
+
+def test_eight_bits_predict_like_the_full_cache():
+    assert loss(CalibQuant(8)) == pytest.approx(loss(), abs=0.02)
+
+
+@dataclass(frozen=True)
+class RandomKeep:
+    """As many slots as SnapKV keeps, its window among them, the others drawn at random."""
+
+    keep_ratio: float
+    needs = breaks = frozenset()
+    lossless = rolling = False
+    window = 32
+
+    def keep(self, views: list[LayerView]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return [self._keep(view, torch.rand(view.row.shape, generator=generator)) for view in views]
+
+    def _keep(self, view, score):
+        first = view.query_row[-observers(view.query_row, view.layout, self.window)]
+        return top(score.masked_fill(view.row >= first, 2.0), budget(self.keep_ratio, score.shape[1]))
+
+
+@torch.inference_mode()
+def answers(technique) -> int:
+    """How many needles are found when the last prompt row, which emits the answer, is read again from what is left."""
+    family, found = elvi.load("tiny-qwen", device="cpu"), 0
+    for number in CLIPS:
+        clip = elvi.sample(number, kind="needle", seconds=12)
+        run = Run(family, Plan(technique))
+        prefill(run, clip, clip.question)
+        for layer in run.store.layers:
+            layer.gather(torch.arange(layer.length - 1).expand(len(layer.row), -1))
+        run.next_row, run.next_position = len(run.layout) - 1, int(run.layout.position[0, -1])
+        logits = verify(run, int(run.layout.token[-1]), Draft())
+        found += family.decode([int(logits.argmax())]) == clip.expected
+    return found
+
+
+def test_snapkv_finds_needles_that_random_slots_of_equal_number_lose():
+    assert answers(SnapKV(0.05)) == len(CLIPS)
+    assert answers(RandomKeep(0.05)) < len(CLIPS)
