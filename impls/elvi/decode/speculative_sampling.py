@@ -49,7 +49,7 @@ class SpeculativeSampling:
     tokens of a draft; max_ngram: longest ending of the text that is looked up.
     """
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SHARED_VOCAB, Fact.ROW_PURE, Fact.SETTLED})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SHARED_VOCAB, Fact.ROW_PURE})
     breaks: ClassVar[frozenset[Fact]] = frozenset()
     lossless: ClassVar[bool] = True
     sweep: ClassVar[tuple[str, tuple[int, ...]]] = ("num_draft", (2, 5, 8))
