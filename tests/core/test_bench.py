@@ -227,7 +227,8 @@ def test_captions_count_by_the_sentence_and_stay_out_of_the_totals():
         [answered("shape", "star", "star"), answered("color", "red", "blue"), answered("caption", caption, wrong)]
     )
     assert (judged["correct"], judged["of"], judged["accuracy"]) == (1, 2, 0.5)
-    assert judged["by_kind"]["caption"] == {"correct": 1, "of": 2}
+    assert judged["captions"] == {"correct": 1, "of": 2, "accuracy": 0.5}
+    assert "caption" not in judged["by_kind"]
 
 
 def test_spread_is_the_median_with_quartiles():

@@ -87,7 +87,7 @@ def measure(
 
 
 def quality(answers: list[tuple[Clip, Output]]) -> Quality:
-    """How many answers are right word for word (see `results.Quality` for captions)."""
+    """How many answers are right word for word (see `results.Quality` for what counts)."""
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"correct": 0, "of": 0})
     for clip, output in answers:
         split = sentences if clip.kind == "caption" else lambda text: [_plain(text)]
@@ -95,9 +95,13 @@ def quality(answers: list[tuple[Clip, Output]]) -> Quality:
         tally = kinds[clip.kind or ""]
         tally["correct"] += sum(right == mine for right, mine in zip(expected, said))
         tally["of"] += len(expected)
-    questions = [tally for kind, tally in kinds.items() if kind != "caption"]
-    correct, asked = (sum(tally[key] for tally in questions) for key in ("correct", "of"))
-    return {"correct": correct, "of": asked, "accuracy": correct / asked if asked else 0.0, "by_kind": dict(kinds)}
+    captions = kinds.pop("caption", {"correct": 0, "of": 0})
+    questions = {key: sum(tally[key] for tally in kinds.values()) for key in ("correct", "of")}
+    return {**_scored(questions), "by_kind": dict(kinds), "captions": _scored(captions)}
+
+
+def _scored(tally: dict[str, int]) -> dict[str, Any]:
+    return {**tally, "accuracy": tally["correct"] / tally["of"] if tally["of"] else 0.0}
 
 
 def sentences(caption: str) -> list[str]:

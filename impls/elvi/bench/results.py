@@ -37,16 +37,17 @@ class Spread(TypedDict):
 
 
 class Quality(TypedDict):
-    """Answers that are right word for word. `by_kind` splits them by kind of question.
+    """Answers that are right word for word: `correct`, `of` and `accuracy` over questions, which `by_kind` splits.
 
-    A caption is judged by the sentence: by_kind["caption"] counts sentences, one per second of the clip, and the totals
-    `correct`, `of` and `accuracy` are over questions only.
+    captions: the same over the sentences of captions, one per second of the clip. The first token of an answer comes from
+    the prefill itself, so what is done to the cache afterwards shows in captions, hardly in one-word answers.
     """
 
     correct: int
     of: int
     accuracy: float
     by_kind: dict[str, dict[str, int]]
+    captions: dict[str, float]
 
 
 class Cell(TypedDict):

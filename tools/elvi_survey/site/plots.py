@@ -153,14 +153,23 @@ def charts(result: Result, stage: str, name: str) -> list[tuple[str, Markup, Mar
     axis = budget_axis(result)
     if axis is None:
         return []
-    quality = points(result, "cells", axis, "quality/accuracy")
-    rival = points(result, "random", axis, "quality/accuracy")
-    plain = Point(1.0, result.value("baseline/quality/accuracy"), f"{result.address}#baseline/quality/accuracy")
+    where, what = QUALITY["decode" if stage == "decode" else "prompt"]
+    quality = points(result, "cells", axis, f"{where}/accuracy")
+    rival = points(result, "random", axis, f"{where}/accuracy")
+    address = f"baseline/{where}/accuracy"
+    plain = Point(1.0, result.value(address), f"{result.address}#{address}")
     scale = scale_for([point.y for point in [*quality, *rival, plain]], floor=False)
     shown = Panel(quality, rival, plain, f"unmodified model {plain.y:.3f}", scale)
     label = f"Accuracy of {name} against the budget; the table below holds the numbers"
-    asked = Markup("right answers, of {} questions").format(result.show("baseline/quality/of"))
+    asked = Markup("{}, of {}").format(what, result.show(f"baseline/{where}/of"))
     return [("Accuracy", asked, panel(stage, name, label, shown)), *_cost(result, stage, name, axis)]
+
+
+# What happens to the cache after the prefill shows in long answers: a one-word answer comes from the prefill itself.
+QUALITY = {
+    "prompt": ("quality", "right answers to questions"),
+    "decode": ("quality/captions", "right sentences of captions"),
+}
 
 
 def _cost(result: Result, stage: str, name: str, axis: Axis) -> list[tuple[str, Markup, Markup]]:
