@@ -1,4 +1,4 @@
-"""Install the built wheel into an empty folder and look: only `elvi` is in it, with its weights, and it imports without torch."""
+"""Unpack the built wheel and look: only `elvi` is in it, with its weights, and it imports without torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ def main(folder: str) -> int:
         assert tops == {"elvi"}, f"the wheel ships {sorted(tops)}, and only elvi belongs into it"
         for name in WEIGHTS:
             assert (Path(target) / "elvi/tiny/weights" / name / "model.safetensors").is_file(), f"{name} has no weights"
-        code = "import sys, elvi; elvi.list_techniques(); assert 'torch' not in sys.modules; print(elvi.__file__)"
-        out = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {target!r}); {code}"], capture_output=True, text=True)
+        code = f"""
+import sys
+sys.path.insert(0, {target!r})
+import elvi
+elvi.list_techniques()
+assert "torch" not in sys.modules, "importing elvi imported torch"
+print(elvi.__file__)
+"""
+        out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
         assert out.returncode == 0, out.stderr
         assert out.stdout.startswith(target), f"imported {out.stdout.strip()} instead of the wheel"
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, only elvi, imports without torch")

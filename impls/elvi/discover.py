@@ -15,7 +15,7 @@ STAGES = ("encode", "prefill", "decode", "serve", "related")
 _HERE = Path(__file__).parent
 
 
-class UnknownTechnique(ElviError):
+class UnknownTechniqueError(ElviError):
     """An id that no module carries; `matches` are the ids closest to it."""
 
     def __init__(self, name: str) -> None:
@@ -32,11 +32,11 @@ def list_techniques(stage: str | None = None) -> list[str]:
 
 
 def source_of(name: str) -> Path:
-    """The module file of a technique. Raises UnknownTechnique."""
+    """The module file of a technique. Raises UnknownTechniqueError."""
     for folder in STAGES:
         if name in list_techniques(folder):
             return _HERE / folder / f"{name.replace('-', '_')}.py"
-    raise UnknownTechnique(name)
+    raise UnknownTechniqueError(name)
 
 
 def stage_of(name: str) -> str:

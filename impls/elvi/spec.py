@@ -14,7 +14,7 @@ class SpecError(ElviError):
 
 
 def parse(text: str) -> Any:
-    """The technique that `ID[:field=value,…]` describes. Raises UnknownTechnique, SpecError or BudgetError."""
+    """The technique that `ID[:field=value,…]` describes. Raises UnknownTechniqueError, SpecError or BudgetError."""
     name, _, settings = text.partition(":")
     cls = discover.technique(name)
     values = {}

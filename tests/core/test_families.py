@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import clip_for, noise_clip, random_family
 
 import elvi
 from elvi.errors import ElviError, FitError
 from elvi.families.load import families, load
 from elvi.media import Clip
-from support import clip_for, noise_clip, random_family
 
 QUESTION = "what color is the star ?"
 

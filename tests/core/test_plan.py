@@ -2,11 +2,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+from support import random_family
 
 from elvi.core.facts import Fact
 from elvi.core.plan import Encoded, Layer, Plan
 from elvi.errors import BudgetError, FitError, PlanError, check_range
-from support import random_family
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_fields_out_of_range_say_the_range():
 
     check_range(Part(0.5), "keep_ratio", 0, 1)
     for value in (-0.1, 1.5):
-        with pytest.raises(BudgetError, match="keep_ratio=.* use from 0 to 1"):
+        with pytest.raises(BudgetError, match=r"keep_ratio=.* use from 0 to 1"):
             check_range(Part(value), "keep_ratio", 0, 1)
     with pytest.raises(BudgetError, match="above 0"):
         check_range(Part(0.0), "keep_ratio", 0, 1, open_low=True)

@@ -39,8 +39,8 @@ class Spread(TypedDict):
 class Quality(TypedDict):
     """Answers that are right word for word: `correct`, `of` and `accuracy` over questions, which `by_kind` splits.
 
-    captions: the same over the sentences of captions, one per second of the clip. The first token of an answer comes from
-    the prefill itself, so what is done to the cache afterwards shows in captions, hardly in one-word answers.
+    captions: the same over the sentences of captions, one per second of the clip. The first token of an answer comes
+    from the prefill itself, so what is done to the cache afterwards shows in captions, hardly in one-word answers.
     """
 
     correct: int

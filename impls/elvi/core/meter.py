@@ -62,11 +62,13 @@ class Meter:
 
 @dataclass(frozen=True)
 class Report:
-    """What one generation cost. Units are in the names; `visual_tokens` per seam, `*_mean` over layers (and heads, in the cache after the prompt).
+    """What one generation cost, with the units in the names.
 
-    kv_bytes: cache after the prompt was committed; kv_bytes_end: at the end. forwards: decoding forwards of the target
-    (the prefill is not one of them). acceptance_length: mean tokens emitted per decoding forward. flops: predicted from shapes,
-    multiply and add counted apart, vision tower + prefill. select_s is also part of the stage in which it falls. lossless: equal to the unmodified model by construction.
+    visual_tokens per seam: `encoded` by the tower, `reduced` before the language model, `prefill_mean` over its layers,
+    `cache_mean` over layers and heads of the cache after the prompt. kv_bytes: that cache; kv_bytes_end: at the end.
+    forwards: decoding forwards of the target (the prefill is not one of them); acceptance_length: tokens emitted per
+    such forward. select_s is also part of the stage in which it falls. flops: of tower and prefill, as shapes imply,
+    multiply and add counted apart. lossless: equal to the unmodified model by construction.
     """
 
     plan: list[str]

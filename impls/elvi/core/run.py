@@ -23,7 +23,7 @@ class Seen:
     """What a Reduce may look at besides the tokens themselves.
 
     question: its text, or None; question_index: ascending index of the question's tokens in the row (empty before the
-    prompt is assembled); tower: attention inside the vision tower (at Encoded only); query [Hq, N, d] and key [H, N, d]:
+    prompt is assembled); tower: attention inside the vision tower (at Encoded only); query [Hq, N, d], key [H, N, d]:
     post-RoPE projections of the layer before (at Layer(k) with k > 0 only).
     """
 
@@ -36,7 +36,8 @@ class Seen:
 
     def attention(self, rows: Tensor) -> Tensor:
         """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""
-        assert self.query is not None and self.key is not None, "attention exists from layer 1 on"
+        assert self.query is not None, "attention exists from layer 1 on"
+        assert self.key is not None
         return attention_rows(self.query[:, rows], self.key, rows, self.scaling)
 
 

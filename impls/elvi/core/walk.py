@@ -115,7 +115,7 @@ def _combine(mask: Tensor, extra: Tensor) -> Tensor:
 
 
 def attach(model) -> str:
-    """Route a model's text attention through this module; its own kernel stays underneath. Returns that kernel's name."""
+    """Route a model's text attention through this module, on top of its own kernel, whose name is returned."""
     config = model.config.get_text_config()
     kernel = config._attn_implementation
     if kernel != KERNEL:

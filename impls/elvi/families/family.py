@@ -27,8 +27,8 @@ FALLBACK_TEMPLATE = "USER: {pictures}{question} ASSISTANT:"
 class Encoding:
     """A clip after the vision tower.
 
-    tokens: visual tokens in raster order, `row` counting them from 0; tower: attention inside the tower; slots: for every
-    placeholder of the prompt the cells [S, 3] of the slots it expands to, -1 where a slot is a separator and shows nothing;
+    tokens: visual tokens in raster order, `row` counting them from 0; tower: attention inside the tower; slots: for
+    every placeholder of the prompt the cells [S, 3] of the slots it expands to, -1 where a slot is a separator;
     flops: of the tower and adapter, as the shapes imply.
     """
 
@@ -42,7 +42,7 @@ class Encoding:
 class Prompt:
     """A prompt before any visual token was dropped.
 
-    layout: the whole row; slots: index of the visual slots; question_rows: row numbers of the text after the last of them.
+    layout: the whole row; slots: index of the visual slots; question_rows: row numbers of the text after the last one.
     """
 
     layout: Tokens
@@ -174,7 +174,7 @@ class Family:
         )
 
     def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
-        """Run the vision tower on a clip from `steps`; remember attention in the layers asked for (negative: from the end)."""
+        """Run the vision tower on a clip from `steps`; remember attention in the layers asked for (-1: the last)."""
         raise FitError(f"{self.name} reads text only, so it cannot look at a clip: use a vision-language model.")
 
     def project(self, tokens: Tokens) -> Tokens:

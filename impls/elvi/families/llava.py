@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Llava(Family):
-    """LlavaForConditionalGeneration. A video enters as one image per sampled frame; tokens are compressed before the projector."""
+    """LlavaForConditionalGeneration. A video enters as one image per frame; Encoded is before the projector."""
 
     model_types = ("llava",)
 

@@ -42,8 +42,8 @@ class LlavaOnevision(Family):
     def pixels(self, clip: Clip) -> dict[str, Any]:
         """Keyword arguments of the model for the pictures.
 
-        Every frame of a video is resized whole to the tower's input, as the official video processor does. A single image
-        is tiled; several images are not.
+        Every frame of a video is resized whole to the tower's input, as the official video processor does. A single
+        image is tiled; several images are not.
         """
         if self._as_video(clip):
             size = self.model.config.vision_config.image_size

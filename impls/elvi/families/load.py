@@ -26,7 +26,7 @@ SMOLLM2 = "smollm2-135m"
 def load(name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Family:
     """The family around an unmodified transformers model.
 
-    device: default the machine's accelerator, else the CPU; dtype: default float32 on the CPU, else the checkpoint's own.
+    device: default the machine's accelerator, else the CPU; dtype: default float32 on the CPU, else the checkpoint's.
     Raises FitError for a model that is missing or of a family that is not supported.
     """
     import transformers

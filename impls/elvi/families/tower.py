@@ -22,7 +22,7 @@ WATCHING: ContextVar[Probe | None] = ContextVar("WATCHING", default=None)
 class Probe:
     """Records the attention modules asked for, inside `with probe:`; `layers` may count from the end (-1 is the last).
 
-    Not every tower hands keyword arguments down to its attention function (SigLIP does not), hence the context variable.
+    Not every tower hands keyword arguments down to its attention (SigLIP does not), hence the context variable.
     """
 
     def __init__(self, modules: list[nn.Module], layers: Collection[int], has_cls: bool) -> None:

@@ -2,7 +2,8 @@
 
 Two chains run side by side, one core each, because the second needs nothing from the first. Every stage counts steps,
 not time, and draws its batches from its name and step number, so a resumed run continues as if it had not been
-interrupted and a repeated one ends with the same models up to floating-point order.
+interrupted and a repeated one ends with the same models up to floating-point order. Every model is written to its own
+folder in DIR, as `elvi.tiny.evaluate` and `weights/` expect it.
 """
 
 from __future__ import annotations
