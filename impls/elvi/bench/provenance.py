@@ -42,8 +42,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit this code was checked out at; None for an installed package."""
-    return _git("rev-parse", "HEAD") if _git("ls-files", __file__) else None
+    """The git commit of this code, with `-dirty` when files differ from it; None for an installed package."""
+    described = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _git(*described) if _git("ls-files", __file__) else None
 
 
 def _git(*arguments: str) -> str | None:
