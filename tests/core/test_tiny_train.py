@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from elvi.errors import ElviError
 from elvi.tiny import stages, train
 
 
@@ -39,6 +40,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights(stage, tmp_path, monkeyp
     for name, value in whole.module.state_dict().items():
         torch.testing.assert_close(resumed.module.state_dict()[name], value)
     assert (tmp_path / "tiny-drafter-bpe" / "model.safetensors").exists()
+
+
+def test_a_model_whose_base_is_missing_is_refused(tmp_path):
+    with pytest.raises(ElviError, match="train --only tower tiny-qwen"):
+        stages.build("tiny-qwen", tmp_path, seed=0)
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(stage):

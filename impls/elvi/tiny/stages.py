@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from elvi.errors import ElviError
 from elvi.tiny import lessons, models, relevance, sight
 from elvi.tiny.data import HELD_OUT, KINDS, draw
 from elvi.tiny.tokenizer import ANSWER, BOS, EOS, byte_pairs, words
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
 STEPS = {
     "tower": 1000,
     "tiny-qwen": 1000,
-    "tiny-qwen-drafter": 500,
+    "tiny-qwen-drafter": 1200,
     "tiny-clip": 1500,
     "tiny-llava": 1200,
-    "tiny-llava-drafter": 500,
+    "tiny-llava-drafter": 1200,
     "tiny-drafter-bpe": 600,
+}
+NEEDS = {  # name: what has to be trained before it
+    "tiny-qwen": "tower",
+    "tiny-qwen-drafter": "tiny-qwen",
+    "tiny-llava": "tiny-clip",
+    "tiny-llava-drafter": "tiny-llava",
 }
 QUIET = 0.15  # brings what the tower learnt to say (norm 34) near the norm of word embeddings (1.5)
 
@@ -45,7 +52,11 @@ class Stage:
 
 
 def build(name: str, out: Path, seed: int) -> Stage:
-    """The stage that trains the model of this name; it reads the models it depends on from `out`."""
+    """The stage that trains the model of this name; it reads the model it needs from `out`, or raises ElviError."""
+    if name in NEEDS and not (out / "checkpoints" / f"{NEEDS[name]}.pt").exists():
+        raise ElviError(
+            f"{name} builds on {NEEDS[name]}, which {out} does not hold: train --only {NEEDS[name]} {name}."
+        )
     return {
         "tower": _tower,
         "tiny-qwen": _qwen,

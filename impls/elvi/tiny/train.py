@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from elvi.errors import ElviError
+
 if TYPE_CHECKING:
     from elvi.tiny.stages import Stage
 
@@ -120,7 +122,11 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
     asked = parser.parse_args()
     if asked.only:
-        train(asked.only, asked.out, asked.seed, asked.resume)
+        try:
+            train(asked.only, asked.out, asked.seed, asked.resume)
+        except ElviError as error:
+            print(error, file=sys.stderr)
+            return 2
         return 0
     shared = ["--out", str(asked.out), "--seed", str(asked.seed), *(["--resume"] if asked.resume else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
