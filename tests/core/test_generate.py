@@ -12,10 +12,10 @@ from elvi.errors import BudgetError, FitError
 QUESTION = "what color is the star ?"
 
 
-def reference(family, clip, new_tokens, **options):
+def reference(family, clip, new_tokens, question=QUESTION):
     """The unmodified model's own generation."""
-    inputs = family.inputs(clip, QUESTION)
-    out = family.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **options)
+    inputs = family.inputs(clip, question)
+    out = family.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     return out[0, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -23,6 +23,15 @@ def reference(family, clip, new_tokens, **options):
 def test_empty_plan_generates_what_the_model_generates(kind):
     family, clip = random_family(kind), clip_for(kind)
     assert generate(family, clip, QUESTION, max_new_tokens=12).tokens == reference(family, clip, 12)
+
+
+def test_positions_go_on_from_the_last_token_where_a_long_clip_has_run_ahead_in_time():
+    family, clip = elvi.load("tiny-qwen", device="cpu"), elvi.sample(10_000, "needle", 24)
+    layout = family.prompt(clip.question, clip, family.encode(clip)).layout
+    assert layout.position.max() > layout.position[0, -1]
+    out = generate(family, clip, max_new_tokens=12)
+    assert out.tokens == reference(family, clip, 12, clip.question)
+    assert out.text == clip.expected
 
 
 def test_generation_stops_after_the_end_token():

@@ -135,7 +135,8 @@ class Run:
         """Take note of the prompt that is about to be prefilled."""
         self.layout = prompt.layout
         self.question, self.question_rows = question, prompt.question_rows
-        self.next_position = int(prompt.layout.position.max()) + 1
+        # As `model.generate` counts: on from the last token, though the time axis of a long clip may have run ahead.
+        self.next_position = int(prompt.layout.position[0, -1]) + 1
         self.next_row = len(prompt.layout)
 
     def view(self, layer: int, query: Tensor, query_row: Tensor, key_value: tuple[Tensor, Tensor]) -> LayerView:
