@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import FAMILIES, clip_for, random_family
 
+import elvi
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
 from elvi.errors import BudgetError, FitError
