@@ -65,6 +65,20 @@ def test_the_machine_the_kernel_and_the_number_of_clips_are_named(measured):
     assert "commit 0123456" in words
 
 
+def test_the_page_says_where_random_selection_is_better(scratch_root):
+    def text() -> str:
+        sources = collect(scratch_root)
+        page = next(page for page in all_pages(sources) if page.url == "papers/fastv/")
+        return markdown(environment(sources, "https://example.org/r"), page)
+
+    assert "does not beat random selection" not in text()
+    path = scratch_root / "results/cpu-test/fastv.json"
+    data = json.loads(path.read_text())
+    data["random"][1]["quality"]["captions"]["correct"] = data["cells"][1]["quality"]["captions"]["correct"] + 7
+    path.write_text(json.dumps(data))
+    assert text().count("random selection of as much gets") == 1
+
+
 def test_marks_of_both_panels_stand_for_all_cells(measured):
     marks = sorted(mark.get("data-result-id").split("#")[1] for mark in addressed(measured) if mark.tag == f"{SVG}path")
     random = [f"random/{i}/quality/accuracy" for i in range(3)]

@@ -47,6 +47,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "axis": budget_axis,
         "drafted": drafted,
         "rows": rows,
+        "worse": worse,
         "model": MODEL,
         "sample": SAMPLE,
     }
@@ -62,6 +63,16 @@ def rows(result: Result) -> Iterator[tuple[str, dict[str, Any], str | None]]:
     rivals = {json.dumps(cell["setting"], sort_keys=True): path for path, cell in cells(result, "random")}
     for path, cell in cells(result, "cells"):
         yield path, cell, rivals.get(json.dumps(cell["setting"], sort_keys=True))
+
+
+def worse(result: Result) -> list[tuple[str, str, str]]:
+    """(path, path of the random selection, what was asked) wherever random selection got more right at equal budget."""
+    found = []
+    for path, _, rival in rows(result):
+        for where, what in (("quality", "questions"), ("quality/captions", "caption sentences")):
+            if rival and result.value(f"{rival}/{where}/correct") > result.value(f"{path}/{where}/correct"):
+                found.append((f"{path}/{where}", f"{rival}/{where}", what))
+    return found
 
 
 def markdown(made: Environment, page: Page) -> str:
