@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from elvi.bench.results import Results, Spread
 
@@ -64,9 +64,10 @@ def answers(result: dict[str, Any]) -> Group:
 
 def _costs(report: dict[str, Any], baseline: dict[str, Any] | None) -> Table:
     """One row per figure; ratios are plan / baseline."""
-    table = _table("")
-    for heading in ("plan",) if baseline is None else ("baseline", "plan", "ratio"):
-        table.add_column(heading, justify="right")
+    headings = ("plan",) if baseline is None else ("baseline", "plan", "ratio")
+    table = _table("", *headings)
+    for column in table.columns[1:]:
+        column.justify = "right"
 
     def row(name: str, figure: Callable[[dict[str, Any]], float | None], form: str, unit: float = 1.0) -> None:
         values = [figure(source) for source in (baseline, report) if source is not None]
@@ -88,19 +89,23 @@ def _costs(report: dict[str, Any], baseline: dict[str, Any] | None) -> Table:
 
 
 def sweep(data: Results) -> Table:
-    """`elvi bench`: a row per cell."""
-    table = _table(data["technique"], "accuracy", "random", "kept", "KV bytes", "TTFT", "TPOT", "accepted")
-    rivals = [(cell["setting"], cell["quality"]["accuracy"]) for cell in data["random"]]
+    """`elvi bench`: a row per cell; shares of right answers, with those of random selection in brackets."""
+    table = _table(data["technique"], "questions", "captions", "kept", "KV bytes", "TTFT", "TPOT", "accepted")
+    rivals = [(cell["setting"], cell["quality"]) for cell in data["random"]]
     for cell in [data["baseline"], *data["cells"]]:
         if cell is None:
             continue
-        rival = next((accuracy for setting, accuracy in rivals if setting == cell["setting"]), None)
+        rival = next((quality for setting, quality in rivals if setting == cell["setting"]), None)
         setting = ", ".join(f"{field}={value}" for field, value in cell["setting"].items()) or "unmodified model"
-        quality = (cell["quality"]["accuracy"], rival)
+        quality = (_scores(cell["quality"], rival), _scores(cell["quality"]["captions"], rival and rival["captions"]))
         memory = (cell["kept_share"], cell["kv_ratio"])
         times = (_spread(cell["ttft_ratio"]), _spread(cell["tpot_ratio"]))
-        table.add_row(setting, *map(_plain, (*quality, *memory)), *times, _plain(cell["acceptance_length"]))
+        table.add_row(setting, *quality, *map(_plain, memory), *times, _plain(cell["acceptance_length"]))
     return table
+
+
+def _scores(mine: Mapping[str, Any], rival: Mapping[str, Any] | None) -> str:
+    return f"{mine['accuracy']:.3f}" + ("" if rival is None else f" ({rival['accuracy']:.3f})")
 
 
 def _spread(spread: Spread | None) -> str:
