@@ -14,6 +14,7 @@ from elvi_survey.site.figures import BAR, GLYPHS, picture
 from elvi_survey.site.results import Axis, Result, budget_axis, cells
 
 LEFT, RIGHT, TOP, BOTTOM = 38.0, 318.0, 16.0, 202.0
+BELOW = 26.0  # from words above a mark to words below it
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _shapes(marks: list[Point], scale: Scale, shape: str, css: str) -> str:
 def _label(x: float, y: float, words: str, css: str) -> str:
     """Words at the end of a line: to the right of the mark, or above it where the panel ends."""
     if x > LEFT + 0.6 * (RIGHT - LEFT):
-        return f'<text class="{css} end" x="{x + 4:.1f}" y="{y - 9:.1f}">{escape(words)}</text>'
+        return f'<text class="{css} end" x="{x + 4:.1f}" y="{max(y - 9, 11):.1f}">{escape(words)}</text>'
     return f'<text class="{css}" x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(words)}</text>'
 
 
@@ -132,9 +133,10 @@ def panel(stage: str, name: str, label: str, shown: Panel) -> Markup:
     parts += [_shapes(random, scale, GLYPHS["decode"], "f-soft"), _bars(ours, scale), _line(ours, scale, "l-mark")]
     parts.append(_shapes(ours, scale, GLYPHS.get(stage, BAR), "f-mark"))
     x, y = _x(ours[-1].x), scale.y(ours[-1].y)
-    parts.append(_label(x, y, name, "t-s"))
-    if random:
-        parts.append(_label(_x(random[-1].x), max(scale.y(random[-1].y), y + 16), "random, same budget", ""))
+    rival = scale.y(random[-1].y) if random else y
+    parts.append(_label(x, y if y <= rival else y + BELOW, name, "t-s"))
+    if random:  # whichever line ends higher has its words above the mark, the other below
+        parts.append(_label(_x(random[-1].x), rival + BELOW if y <= rival else rival, "random, same budget", ""))
     return picture("0 0 340 228", label, stage, parts)
 
 
