@@ -213,4 +213,4 @@ def test_speculation_emits_what_plain_decoding_emits_under_every_legal_plan(iden
         assert fast.tokens == plain.tokens
         accepted += sum(fast.report.accepted)
         drafted += sum(fast.report.drafted)
-    assert 0 < accepted < drafted
+    assert 0 < accepted <= drafted
