@@ -36,7 +36,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 types: venv
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 check: venv  ## catalog and code agree
 	$(BIN)/elvi-survey check
 site: venv
