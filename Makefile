@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test slow lint types check site serve bench tiny wheel ci clean
+.PHONY: venv demo test slow lint types check site links serve bench tiny wheel ci clean
 
 venv: $(VENV)/.done
 $(VENV)/.done: pyproject.toml tools/pyproject.toml constraints.txt
@@ -41,6 +41,8 @@ check: venv  ## catalog and code agree
 	$(BIN)/elvi-survey check
 site: venv
 	$(BIN)/elvi-survey site build
+links: site  ## every internal link and anchor of the built site
+	$(BIN)/lychee --offline --include-fragments --no-progress --index-files index.html --exclude-path 404.html --root-dir $(CURDIR)/build/site build/site
 serve: venv
 	$(BIN)/elvi-survey site serve
 bench: venv  ## measure every technique on this machine
