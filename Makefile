@@ -24,8 +24,9 @@ slow: venv browser node_modules smollm2  ## the slow tail
 	$(BIN)/python -m pytest -m slow -q
 
 .PHONY: browser smollm2
-browser:  ## Debian's Chromium, for the tests that look at the site
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+browser:  ## Debian's Chromium and npm where they are missing, for the tests that look at the site
+	@missing=$$(for tool in chromium npm; do command -v $$tool >/dev/null || echo $$tool; done); \
+	[ -z "$$missing" ] || (apt-get update -qq && apt-get install -y -qq $$missing >/dev/null)
 node_modules: package-lock.json
 	npm ci --silent --no-audit --no-fund
 	touch $@
