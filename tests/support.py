@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -111,3 +113,18 @@ def noise_clip(seconds: int = 3, *, still: bool = False, seed: int = 0, size: tu
 
 def clip_for(kind: str, **options) -> Clip | None:
     return None if kind == "llama" else noise_clip(**options)
+
+
+@dataclass(frozen=True)
+class LastSlots:
+    """Keeps the last `count` slots of each head."""
+
+    count: int
+    window: int = 0
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+    rolling: ClassVar[bool] = False
+
+    def keep(self, views):
+        return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]

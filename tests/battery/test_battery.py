@@ -206,11 +206,12 @@ def test_speculation_emits_what_plain_decoding_emits_under_every_legal_plan(iden
     if refused(family(name), speculative):
         return
     accepted = drafted = 0
-    for number in range(3):
-        picture = clip(10 + number, 4, "caption")
-        plain = generate(family(name), picture, plan=Plan(*others), max_new_tokens=40)
-        fast = generate(family(name), picture, plan=speculative, max_new_tokens=40)
+    for number, kind in enumerate(("caption", "caption", "color", "count")):
+        # Past the end of a short answer the models ramble, each in its own way, so that drafts fall.
+        picture, options = clip(10 + number, 4, kind), {"max_new_tokens": 40, "ignore_eos": kind != "caption"}
+        plain = generate(family(name), picture, plan=Plan(*others), **options)
+        fast = generate(family(name), picture, plan=speculative, **options)
         assert fast.tokens == plain.tokens
         accepted += sum(fast.report.accepted)
         drafted += sum(fast.report.drafted)
-    assert 0 < accepted <= drafted
+    assert 0 < accepted < drafted

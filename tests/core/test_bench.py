@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from support import clip_for, random_family
+from support import LastSlots, clip_for, random_family
 
 from elvi.bench import floor, measure, results, sweep
 from elvi.bench.measure import Protocol
@@ -46,19 +46,6 @@ class FirstFrames:
 
     def select_frames(self, clip, question):
         return np.arange(self.num_frames)
-
-
-@dataclass(frozen=True)
-class LastSlots:
-    count: int
-    window: int = 4
-    needs: ClassVar[frozenset] = frozenset()
-    breaks: ClassVar[frozenset] = frozenset()
-    lossless: ClassVar[bool] = False
-    rolling: ClassVar[bool] = False
-
-    def keep(self, views):
-        return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]
 
 
 PROTOCOL = Protocol(clips=2, repeats=2, first_seed=10_002)  # a shape and a color

@@ -1,9 +1,6 @@
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
-from support import FAMILIES, clip_for, random_family
+from support import FAMILIES, LastSlots, clip_for, random_family
 
 import elvi
 from elvi.core.generate import generate
@@ -88,21 +85,6 @@ def test_model_is_bit_identical_afterwards():
         generate(family, clip, QUESTION, max_new_tokens=3)
         assert torch.equal(family.model(**inputs).logits, logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in family.model.state_dict().items())
-
-
-@dataclass(frozen=True)
-class LastSlots:
-    """Keeps the last `count` slots of each head."""
-
-    count: int
-    window: int = 0
-    needs: ClassVar[frozenset] = frozenset()
-    breaks: ClassVar[frozenset] = frozenset()
-    lossless: ClassVar[bool] = False
-    rolling: ClassVar[bool] = False
-
-    def keep(self, views):
-        return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]
 
 
 def test_report_counts_visual_tokens_left_in_the_cache():
