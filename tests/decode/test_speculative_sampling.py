@@ -11,7 +11,7 @@ from support import noise_clip, random_family
 
 import elvi
 from elvi.core.accept import Draft, Path, Sampler
-from elvi.core.draft import ModelDrafting
+from elvi.core.draft import ModelDrafting, Shape
 from elvi.core.generate import forward, generate, prefill
 from elvi.core.plan import Plan
 from elvi.core.run import Run
@@ -68,10 +68,10 @@ def test_the_drafters_cache_follows_what_was_accepted(drafters, branching):
     family, clip = elvi.load(drafters["half"], device="cpu"), noise_clip(1)
     target = Run(random_family("qwen2_5_vl"), Plan())
     prefill(target, clip, QUESTION)
-    old = ModelDrafting(family, target, clip, Sampler(), 4, branching=branching)
+    old = ModelDrafting(family, target, clip, Sampler(), Shape.branches(branching, 4))
     ids, random = [11], np.random.default_rng(0)
     for _ in range(6):
-        fresh = ModelDrafting(family, target, clip, Sampler(), 4, branching=branching).propose(ids, 9)
+        fresh = ModelDrafting(family, target, clip, Sampler(), Shape.branches(branching, 4)).propose(ids, 9)
         draft = old.propose(ids, 9)
         assert (draft.ids, draft.parents) == (fresh.ids, fresh.parents)
         path = down(draft, int(random.integers(0, 5)), int(random.integers(0, branching)))
@@ -91,7 +91,7 @@ def test_greedy_drafts_are_the_drafters_own_greedy_tokens(drafters):
     family, clip = elvi.load(drafters["half"], device="cpu"), noise_clip(1)
     target = Run(random_family("qwen2_5_vl"), Plan())
     prefill(target, clip, QUESTION)
-    draft = ModelDrafting(family, target, clip, Sampler(), 4, branching=3).propose([11], 9)
+    draft = ModelDrafting(family, target, clip, Sampler(), Shape.branches(3, 4)).propose([11], 9)
     for branch in range(3):
         chain = draft.ids[branch::3]
         run = Run(family, Plan())
@@ -106,7 +106,7 @@ def test_drawn_drafts_state_the_law_they_were_drawn_from(drafters):
     family, clip = elvi.load(drafters["half"], device="cpu"), noise_clip(1)
     target = Run(random_family("qwen2_5_vl"), Plan())
     prefill(target, clip, QUESTION)
-    draft = ModelDrafting(family, target, clip, Sampler(1.5, seed=2), 3, branching=2).propose([11], 9)
+    draft = ModelDrafting(family, target, clip, Sampler(1.5, seed=2), Shape.branches(2, 3)).propose([11], 9)
     run = Run(family, Plan())
     prefill(run, clip, QUESTION)
     laws = (forward(run, [11, *draft.ids[1::2]], [0, 1, 2, 3]) / 1.5).softmax(-1)

@@ -19,21 +19,17 @@ last n tokens is proposed (prompt lookup, Saxena 2023). Heads padded to differen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from elvi import tiny
 from elvi.core.accept import Draft, Path, Sampler
-from elvi.core.draft import ModelDrafting, check_vocabulary
+from elvi.core.draft import ModelDrafting, Shape, check_drafter, check_shape
 from elvi.core.facts import Fact
 from elvi.errors import check_range
-from elvi.families.load import load
+from elvi.families.load import load_drafter
 
 if TYPE_CHECKING:
-    import torch
-
     from elvi.core.plan import Drafting
     from elvi.core.run import Run
     from elvi.families.family import Family
@@ -44,9 +40,9 @@ if TYPE_CHECKING:
 class SpeculativeSampling:
     """Draft with a smaller model (or by lookup in the text so far), verify with the target; lossless.
 
-    draft: "auto" (the shipped drafter of the target if there is one, else "ngram"), "ngram", or a model as `elvi.load`
-    takes it, which must share the target's vocabulary; num_draft: gamma, how deep a draft is; branching: distinct first
-    tokens of a draft; max_ngram: longest ending of the text that is looked up.
+    draft: "auto" (the shipped drafter of the target if there is one, else "ngram"), "ngram", "self" (the target), or a
+    model as `elvi.load` takes it, which must share the target's vocabulary; num_draft: gamma, how deep a draft is;
+    branching: distinct first tokens of a draft; max_ngram: longest ending of the text that is looked up.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SHARED_VOCAB, Fact.ROW_PURE})
@@ -65,28 +61,25 @@ class SpeculativeSampling:
         check_range(self, "branching", 1, 16)
         check_range(self, "max_ngram", 1, 16)
 
+    @property
+    def shape(self) -> Shape:
+        return Shape.branches(self.branching, self.num_draft)
+
     def fit(self, family: Family) -> None:
+        check_shape(self, family, self.shape)
         drafter = self._drafter(family)
         if drafter is not None:
-            check_vocabulary(self, family, drafter)
+            check_drafter(self, family, drafter)
 
     def start(self, run: Run, clip: Clip | None, sampler: Sampler) -> Drafting:
         drafter = self._drafter(run.family)
         if drafter is None:
             return _Lookup(self, run.layout.token.cpu().numpy())
-        return ModelDrafting(drafter, run, clip, sampler, self.num_draft, branching=self.branching)
+        return ModelDrafting(drafter, run, clip, sampler, self.shape)
 
     def _drafter(self, target: Family) -> Family | None:
         """The model that drafts, or None for lookup in the text."""
-        name = self.draft
-        if name == "auto":
-            name = f"{target.name}-drafter" if f"{target.name}-drafter" in tiny.names() else "ngram"
-        return None if name == "ngram" else _load(name, target.device, target.dtype)
-
-
-@cache
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> Family:
-    return load(name, device=device, dtype=dtype)
+        return None if self.draft == "ngram" else load_drafter(self.draft, target)
 
 
 class _Lookup:

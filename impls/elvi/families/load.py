@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,23 @@ def load(name: str | Path, *, device: str | torch.device | None = None, dtype: t
     _borrow_template(tokenizer, Path(path))
     processor = transformers.AutoImageProcessor.from_pretrained(path) if hasattr(config, "vision_config") else None
     return family(Path(name).name if Path(name).exists() else name, model, tokenizer, processor)
+
+
+def load_drafter(name: str, target: Family) -> Family | None:
+    """The model that drafts for `target`, on its device: "self" (the target), "auto" (the drafter that ships with it,
+    None where there is none), or a model as `load` takes it, kept for the next call."""
+    if name == "self":
+        return target
+    if name == "auto":
+        name = f"{target.name}-drafter"
+        if name not in tiny.names():
+            return None
+    return _loaded(name, target.device, target.dtype)
+
+
+@cache
+def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> Family:
+    return load(name, device=device, dtype=dtype)
 
 
 def default_device() -> torch.device:
