@@ -20,7 +20,8 @@ FAMILIES = ("qwen2_5_vl", "llava_onevision", "llava", "llama")
 def random_family(kind: str, layers: int = 3) -> Family:
     """A family around a freshly initialised model (compare logits, not tokens: such models repeat themselves)."""
     torch.manual_seed(0)
-    return globals()[f"_{kind}"](layers)
+    with torch.inference_mode(False):  # shared between tests, whichever asks first
+        return globals()[f"_{kind}"](layers)
 
 
 def _spread(model):

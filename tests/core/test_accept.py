@@ -7,7 +7,7 @@ from itertools import permutations, product
 import pytest
 import torch
 
-from elvi.core.accept import Draft, Path, Sampler, accept_greedy, accept_sampled
+from elvi.core.accept import Draft, Path, Sampler, accept_greedy, accept_relaxed, accept_sampled
 
 VOCABULARY = 5
 
@@ -192,3 +192,34 @@ def test_mask_of_a_tree_is_its_ancestors():
     assert draft.depths == [1, 1, 2, 3]
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
     assert draft.mask().int().tolist() == expected
+
+
+def rows(*best: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(best), VOCABULARY).float()
+
+
+def test_a_mismatch_stands_if_it_passes_and_an_exact_sibling_goes_first():
+    asked = []
+
+    def passes(node, best):
+        asked.append((node, best))
+        return node != 3
+
+    draft, logits = Draft([0, 1, 4, 0, 2], [-1, -1, 1, 2, 0]), rows(1, 0, 3, 2, 4, 0)
+    assert accept_relaxed(draft, logits, set(), passes) == Path([1, 2], 2)
+    assert asked == [(2, [1, 0, 3, 2, 4, 0]), (3, [1, 0, 3, 2, 4, 0])]
+
+
+def test_the_first_child_is_the_one_that_may_pass():
+    assert accept_relaxed(Draft([3, 4], [-1, -1]), rows(1, 2, 0), set(), lambda *_: True) == Path([0], 2)
+
+
+@pytest.mark.parametrize("strict", [{2}, {1}])
+def test_strict_tokens_are_neither_let_through_nor_replaced(strict):
+    assert accept_relaxed(Draft.chain([2, 0]), rows(1, 0, 3), strict, lambda *_: True) == Path([], 1)
+
+
+def test_nothing_passing_is_greedy():
+    for seed in range(20):
+        draft, logits = Draft.chain([1, 0, 2]), law(seed, 4)
+        assert accept_relaxed(draft, logits, set(), lambda *_: False) == accept_greedy(draft, logits)

@@ -5,6 +5,7 @@ import pytest
 from support import random_family
 
 from elvi.core.facts import Fact
+from elvi.core.generate import generate
 from elvi.core.plan import Encoded, Layer, Plan
 from elvi.errors import BudgetError, FitError, PlanError, check_range
 
@@ -53,8 +54,10 @@ class Guess:
 @dataclass(frozen=True)
 class Judge(Guess):
     start: ClassVar = None
+    greedy_only: ClassVar = True
+    hidden_layer: int = -1
 
-    def accept(self, draft, logits, sampler):
+    def judge(self, run, sampler):
         raise NotImplementedError
 
 
@@ -109,3 +112,14 @@ def test_fields_out_of_range_say_the_range():
             check_range(Part(value), "keep_ratio", 0, 1)
     with pytest.raises(BudgetError, match="above 0"):
         check_range(Part(0.0), "keep_ratio", 0, 1, open_low=True)
+
+
+def test_a_rule_for_greedy_decoding_refuses_to_sample():
+    with pytest.raises(BudgetError, match=r"Judge relaxes greedy decoding .* temperature=0\.5"):
+        generate(random_family("llama"), None, "what is there ?", plan=Plan(Guess(), Judge()), temperature=0.5)
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_to_look_at_that_is_not_there_is_refused(layer):
+    with pytest.raises(FitError, match=f"Judge was asked to look at layer {layer}, but random-qwen has 3 layers"):
+        Plan(Guess(), Judge(layer)).check(random_family("qwen2_5_vl"))

@@ -1,15 +1,20 @@
 """Drafts, and the rules that decide which drafted tokens stand.
 
 A draft is a tree whose root is the last emitted token (a chain is a tree without siblings); verification gives the
-target's logits after the root and after every node. Exact greedy and exact sampling emit what plain decoding emits.
+target's logits after the root and after every node. Exact greedy and exact sampling emit what plain decoding emits;
+relaxed rules emit some drafted tokens that the target would not have chosen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,27 @@ def accept_greedy(draft: Draft, logits: Tensor) -> Path:
             return Path(nodes, best[node + 1])
         node = match[0]
         nodes.append(node)
+
+
+def accept_relaxed(draft: Draft, logits: Tensor, strict: set[int], passes: Callable[[int, list[int]], bool]) -> Path:
+    """Follow the target's argmax; where no child matches it, the first child stands if it passes.
+
+    passes(node, best): whether a mismatching node stands all the same; best [n+1] are the target's tokens, row 0 after
+    the root. Tokens in `strict` (ends, placeholders) are never let through, nor is a mismatch in their place.
+    """
+    best: list[int] = logits.argmax(-1).tolist()
+    nodes: list[int] = []
+    node = -1
+    while children := draft.children(node):
+        wanted = best[node + 1]
+        match = [child for child in children if draft.ids[child] == wanted]
+        if not match and not {wanted, draft.ids[children[0]]} & strict and passes(children[0], best):
+            match = children
+        if not match:
+            break
+        node = match[0]
+        nodes.append(node)
+    return Path(nodes, best[node + 1])
 
 
 def accept_sampled(draft: Draft, logits: Tensor, sampler: Sampler) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +52,7 @@ def generate(
     question = question or (clip.question if clip else None)
     if not question:
         raise FitError("No question was asked, so there is nothing to answer: give one.")
-    _check_request(max_new_tokens, temperature)
+    _check_request(plan, max_new_tokens, temperature)
     plan.check(family)
     run = Run(family, plan)
     sampler = Sampler(temperature, seed)
@@ -71,18 +72,18 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
     Plain decoding is the case in which nothing is drafted.
     """
     plan, meter = run.plan, run.meter
+    judge = plan.accepts[0].judge(run, sampler) if plan.accepts else partial(accept_exact, sampler=sampler)
     drafting = None
     if plan.drafters:
         with meter.time("draft"):
             drafting = plan.drafters[0].start(run, clip, sampler)
-    accept = plan.accepts[0].accept if plan.accepts else accept_exact
     while len(ids) < max_new_tokens and ids[-1] not in stop:
         draft, limit = Draft(), max_new_tokens - len(ids) - 1
         if drafting is not None and limit > 0:
             with meter.time("draft"):
                 draft = drafting.propose(ids, limit)
         with meter.time("verify"):
-            path = _before_stop(accept(draft, verify(run, ids[-1], draft), sampler), draft, stop)
+            path = _before_stop(judge(draft, verify(run, ids[-1], draft)), draft, stop)
         run.commit([0, *(node + 1 for node in path.nodes)])
         ids += [*(draft.ids[node] for node in path.nodes), path.next]
         meter.round(len(draft), len(path.nodes))
@@ -157,11 +158,17 @@ def _before_stop(path: Path, draft: Draft, stop: set[int]) -> Path:
     return path
 
 
-def _check_request(max_new_tokens: int, temperature: float) -> None:
+def _check_request(plan: Plan, max_new_tokens: int, temperature: float) -> None:
     if max_new_tokens < 1:
         raise BudgetError(f"max_new_tokens={max_new_tokens} leaves no token to generate: use 1 or more.")
     if temperature < 0:
         raise BudgetError(f"temperature={temperature} is negative: use 0 (greedy) or more.")
+    for accept in plan.accepts:
+        if accept.greedy_only and temperature > 0:
+            raise BudgetError(
+                f"{type(accept).__name__} relaxes greedy decoding and says nothing of sampling, but temperature="
+                f"{temperature} was asked for: use temperature 0."
+            )
 
 
 def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
@@ -194,6 +201,7 @@ def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
         select_s=seconds.get("select", 0.0),
         prefill_s=seconds["prefill"],
         draft_s=seconds.get("draft", 0.0),
+        bridge_s=seconds.get("bridge", 0.0),
         verify_s=seconds.get("verify", 0.0),
         flops=meter.prefill_flops + meter.tower_flops,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -101,7 +102,10 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes tokens that the model then verifies in one forward; `clip` holds the frames that the model saw."""
+    """Proposes tokens that the model then verifies in one forward; `clip` holds the frames that the model saw.
+
+    With a true attribute `question_attention`, `run.question_attention` is there when `start` is called.
+    """
 
     def start(self, run: Run, clip: Clip | None, sampler: Sampler) -> Drafting: ...
 
@@ -114,11 +118,21 @@ class Drafting(Protocol):
     def heard(self, path: Path) -> None: ...
 
 
+Judge = Callable[["Draft", "Tensor"], "Path"]
+
+
 @runtime_checkable
 class Accept(Protocol):
-    """Which drafted tokens stand, given the model's logits [n+1, V] (row 0: after the last emitted token)."""
+    """Which drafted tokens stand: `judge`, called when the prompt is read, returns the rule for this sequence.
 
-    def accept(self, draft: Draft, logits: Tensor, sampler: Sampler) -> Path: ...
+    The rule takes a draft and the model's logits [n+1, V] (row 0: after the last emitted token). greedy_only: whether
+    it makes no sense when tokens are sampled. With an attribute `hidden_layer` (-1: the last), `run.watched` holds the
+    tokens of the latest forward as they leave that layer: the prompt's when `judge` is called, then root and draft.
+    """
+
+    greedy_only: ClassVar[bool]
+
+    def judge(self, run: Run, sampler: Sampler) -> Judge: ...
 
 
 class Plan:
@@ -154,6 +168,16 @@ class Plan:
     def tower_layers(self) -> set[int]:
         return {layer for reducer in self.encoded for layer in getattr(reducer, "tower_layers", ())}
 
+    @property
+    def hidden_layer(self) -> int | None:
+        """The layer whose output is looked at while drafts are judged; negative ones count from the last."""
+        return next((getattr(accept, "hidden_layer", None) for accept in self.accepts), None)
+
+    @property
+    def question_attention(self) -> bool:
+        """Whether a drafter wants to know what the question attends to."""
+        return any(getattr(drafter, "question_attention", False) for drafter in self.drafters)
+
     def check(self, family: Family) -> None:
         """Raise PlanError (two techniques), FitError (technique and model); naming both sides, before anything runs."""
         self._check_single(self.drafters, "draft")
@@ -182,6 +206,12 @@ class Plan:
         for technique in self.techniques:
             if isinstance(technique, Fit):
                 technique.fit(family)
+        layer, layers = self.hidden_layer, family.num_layers
+        if layer is not None and not -layers <= layer < layers:
+            raise FitError(
+                f"{type(self.accepts[0]).__name__} was asked to look at layer {layer}, but {family.name} has {layers} "
+                f"layers: choose {-layers} to {layers - 1}."
+            )
         for index, reducers in self.layer_reducers.items():
             if not 0 <= index < family.num_layers:
                 raise FitError(

@@ -115,7 +115,9 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> 
 class Run:
     """One generation in progress: the cache, what is in flight, and what has been measured.
 
-    `layout` is the whole prompt before anything was dropped: positions and cells by row number.
+    `layout` is the whole prompt before anything was dropped: positions and cells by row number. `watched` and
+    `question_attention` [N] are noted only for techniques that ask for them (see Accept and Drafter in the plan); the
+    latter is the attention that the question's rows pay each row of the prompt, mean over layers, heads and those rows.
     """
 
     def __init__(self, family: Family, plan: Plan) -> None:
@@ -130,6 +132,9 @@ class Run:
         self.tree: Tensor | None = None
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
+        self.watched_layer = None if plan.hidden_layer is None else plan.hidden_layer % family.num_layers
+        self.watched: Tokens
+        self.question_attention = torch.empty(0)
 
     def read(self, prompt: Prompt, question: str) -> None:
         """Take note of the prompt that is about to be prefilled."""
@@ -138,6 +143,7 @@ class Run:
         # As `model.generate` counts: on from the last token, though the time axis of a long clip may have run ahead.
         self.next_position = int(prompt.layout.position[0, -1]) + 1
         self.next_row = len(prompt.layout)
+        self.question_attention = torch.zeros(len(prompt.layout), device=prompt.layout.hidden.device)
 
     def view(self, layer: int, query: Tensor, query_row: Tensor, key_value: tuple[Tensor, Tensor]) -> LayerView:
         """The cache of one layer as techniques see it; key_value [H, K, d] as `LayerStore.read` returns them."""
@@ -148,6 +154,8 @@ class Run:
         """Remember what later stages of this forward pass will ask for; nothing is remembered without need."""
         if self.prefilling and layer + 1 in self.plan.layer_reducers:
             self.last = (query, key, scaling)
+        if self.prefilling and self.plan.question_attention:
+            self._note_question(query, key, scaling)
         if self.window:
             rows = self.store.rows
             if not self.prefilling and layer in self.recent:
@@ -157,6 +165,12 @@ class Run:
             # decoding keeps its rows until `settle`.
             first = max(0, query.shape[1] - self.window) if self.prefilling else 0
             self.recent[layer] = (query[:, first:].clone(), rows[first:])
+
+    def _note_question(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        """Add one layer to `question_attention` [N]: what the question pays each row of the prompt, over all heads."""
+        asking = torch.isin(self.store.rows, self.question_rows).nonzero()[:, 0]
+        paid = attention_rows(query[:, asking], key, asking, scaling).mean(dim=(0, 1))
+        self.question_attention.index_add_(0, self.store.rows, paid / self.family.num_layers)
 
     @property
     def window(self) -> int:

@@ -43,6 +43,8 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
             run=run,
         )
         tokens = tokens.with_hidden(hidden[0])
+        if index == run.watched_layer:
+            run.watched = tokens
     return text.norm(tokens.hidden[None])[0]
 
 

@@ -84,6 +84,11 @@ class Family:
         self.image_processor = image_processor
         self.attention_kernel = attach(model)
         self.config = model.config.get_text_config()
+        if other := set(getattr(self.config, "layer_types", None) or ()) - {"full_attention"}:
+            raise FitError(
+                f"{name} has layers of {', '.join(sorted(other))}, whose cache cannot be cut back to "
+                "what was accepted: use a model with full attention in every layer."
+            )
         end = model.generation_config.eos_token_id if model.generation_config.eos_token_id is not None else ()
         self.eos: set[int] = {end} if isinstance(end, int) else set(end)
 
@@ -118,6 +123,11 @@ class Family:
     def vocabulary(self) -> int:
         """Rows of the output head that stand for tokens of the tokenizer (heads may be padded)."""
         return min(len(self.tokenizer), self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def special_tokens(self) -> set[int]:
+        """Ids that are not text: ends, placeholders of pictures, marks of turns."""
+        return self.eos | set(self.tokenizer.all_special_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [Q, V] of normed hidden states [Q, D]."""
