@@ -75,7 +75,7 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
     judge = plan.accepts[0].judge(run, sampler) if plan.accepts else partial(accept_exact, sampler=sampler)
     drafting = None
     if plan.drafters:
-        with meter.time("draft"):
+        with meter.time("draft"), meter.time("draft_start"):
             drafting = plan.drafters[0].start(run, clip, sampler)
     while len(ids) < max_new_tokens and ids[-1] not in stop:
         draft, limit = Draft(), max_new_tokens - len(ids) - 1
@@ -201,6 +201,7 @@ def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
         select_s=seconds.get("select", 0.0),
         prefill_s=seconds["prefill"],
         draft_s=seconds.get("draft", 0.0),
+        draft_start_s=seconds.get("draft_start", 0.0),
         bridge_s=seconds.get("bridge", 0.0),
         verify_s=seconds.get("verify", 0.0),
         flops=meter.prefill_flops + meter.tower_flops,

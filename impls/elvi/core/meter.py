@@ -67,8 +67,8 @@ class Report:
     visual_tokens per seam: `encoded` by the tower, `reduced` before the language model, `prefill_mean` over its layers,
     `cache_mean` over layers and heads of the cache after the prompt. kv_bytes: that cache; kv_bytes_end: at the end.
     forwards: decoding forwards of the target (the prefill is not one of them); acceptance_length: tokens emitted per
-    such forward. select_s is also part of the stage in which it falls, bridge_s (between two tokenizers)
-    is part of draft_s. flops: of tower and prefill, as shapes imply,
+    such forward. select_s is also part of the stage in which it falls, draft_start_s (the drafter reads
+    the prompt) and bridge_s (between two tokenizers) are part of draft_s. flops: of tower and prefill, as shapes imply,
     multiply and add counted apart. lossless: equal to the unmodified model by construction.
     """
 
@@ -92,6 +92,7 @@ class Report:
     select_s: float
     prefill_s: float
     draft_s: float
+    draft_start_s: float
     bridge_s: float
     verify_s: float
     flops: float
