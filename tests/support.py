@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from elvi.core.accept import Draft
 from elvi.families.family import Family
 from elvi.media import Clip
 from elvi.tiny import models, tokenizer
@@ -129,3 +130,29 @@ class LastSlots:
 
     def keep(self, views):
         return [torch.arange(view.row.shape[1])[-self.count :].expand(len(view.row), -1) for view in views]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Drafts chains of a given answer, every token `shift` further on in the vocabulary (never a special one)."""
+
+    answer: tuple[int, ...]
+    shift: int = 0
+    depth: int = 4
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = True
+
+    def token(self, place: int) -> int:
+        first = len(tokenizer.SPECIAL)
+        known = self.answer[place] if place < len(self.answer) else first
+        return first + (known - first + self.shift) % (len(tokenizer.VOCABULARY) - first)
+
+    def start(self, run, clip, sampler):
+        return self
+
+    def propose(self, ids, limit):
+        return Draft.chain([self.token(len(ids) + step) for step in range(min(self.depth, limit))])
+
+    def heard(self, path):
+        """It knows all it needs."""

@@ -30,3 +30,13 @@ def check_range(owner: object, field: str, low: float, high: float, *, open_low:
     if not inside:
         span = f"{'above' if open_low else 'from'} {low:g} to {high:g}"
         raise BudgetError(f"{type(owner).__name__} was asked for {field}={value}, which is out of range: use {span}.")
+
+
+def check_choice(owner: object, field: str, *choices: str) -> None:
+    """Raise BudgetError unless owner.field is one of the words."""
+    value = getattr(owner, field)
+    if value not in choices:
+        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise BudgetError(
+            f"{type(owner).__name__} was asked for {field}={value}, which it does not know: use {known}."
+        )

@@ -26,6 +26,11 @@ def parse(text: str) -> Any:
     return cls(**values)
 
 
+def whole(technique: Any) -> list[Any]:
+    """The technique with those it cannot act without, which its class may name as `companions`."""
+    return [*map(parse, getattr(technique, "companions", ())), technique]
+
+
 def convert(name: str, cls: type[Any], field: str, text: str) -> Any:
     """The value of one field, of the type that the field is declared with."""
     declared = {item.name: str(item.type) for item in dataclasses.fields(cls)}

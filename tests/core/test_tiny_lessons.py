@@ -89,6 +89,24 @@ def test_packed_turns_do_not_see_each_other(qwen):
     torch.testing.assert_close(both, sum(value * n for value, n in parts) / count, atol=1e-5, rtol=1e-5)
 
 
+def test_missing_tokens_are_read_by_nobody(qwen):
+    """A lesson with tokens missing is the same whatever those tokens hold, and another one than the whole."""
+    lesson = lessons.draw_lesson("test/1", 2)
+    seen = lessons.glimpse("test/1", lesson)
+    assert torch.equal(seen, lessons.glimpse("test/1", lesson))
+    assert 0 < seen.sum() < seen.numel()
+    hidden = torch.randn(seen.numel(), models.WIDTH)
+    other = torch.where(seen.reshape(-1, 1), hidden, torch.randn(hidden.shape))
+    qwen.set_attn_implementation({"text_config": "eager"})
+    with torch.no_grad():
+        losses = [
+            lessons.lesson_loss(qwen, lambda _, tokens=tokens: tokens, lesson, there)
+            for tokens, there in ((hidden, seen), (other, seen), (hidden, None))
+        ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
 def test_augmentation_leaves_the_scene_recognisable():
     frames = seconds(5, 8)
     from random import Random

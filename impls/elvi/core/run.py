@@ -115,9 +115,10 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> 
 class Run:
     """One generation in progress: the cache, what is in flight, and what has been measured.
 
-    `layout` is the whole prompt before anything was dropped: positions and cells by row number. `watched` and
-    `question_attention` [N] are noted only for techniques that ask for them (see Accept and Drafter in the plan); the
-    latter is the attention that the question's rows pay each row of the prompt, mean over layers, heads and those rows.
+    `layout` is the whole prompt before anything was dropped: positions and cells by row number. Noted only for
+    techniques that ask for it (see Accept and Drafter in the plan): `entered`, the prompt as the language model got it;
+    `watched`, the tokens of the latest forward as they left a layer; `question_attention` [N], what the question's rows
+    pay each row of the prompt, mean over layers, heads and those rows.
     """
 
     def __init__(self, family: Family, plan: Plan) -> None:
@@ -133,6 +134,7 @@ class Run:
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.watched_layer = None if plan.hidden_layer is None else plan.hidden_layer % family.num_layers
+        self.entered: Tokens
         self.watched: Tokens
         self.question_attention = torch.empty(0)
 

@@ -26,6 +26,8 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
     """
     text = run.family.text
     embeddings = _rotary(text, tokens)
+    if run.prefilling and run.watched_layer is not None:
+        run.entered = tokens
     for index, layer in enumerate(text.layers):
         if run.prefilling:
             if index in run.plan.layer_reducers:

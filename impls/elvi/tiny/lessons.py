@@ -111,8 +111,21 @@ def _turns(rng: Random, scene: Scene, space: int) -> list[tuple[str, str, str]]:
     return rare + caption + [(kind, *rng.choice(plain[kind])) for kind in kinds]
 
 
-def lesson_loss(model: nn.Module, features: Callable[[np.ndarray], Tensor], lesson: Lesson) -> Tensor:
-    """Weighted cross-entropy of the answers; `features`: frames [N, 2, 96, 96, 3] -> visual tokens [N, 36, width]."""
+def glimpse(key: str, lesson: Lesson) -> Tensor:
+    """bool [B, T * 36]: visual tokens left when a part of each picture is gone; 5 to 100 % stay, at random."""
+    generator = torch.Generator().manual_seed(Random(f"glimpse/{key}").getrandbits(63))
+    count, seconds = lesson.frames.shape[:2]
+    share = 0.05 + 0.95 * torch.rand(count, 1, generator=generator)
+    return torch.rand(count, seconds * models.PER_SECOND, generator=generator) < share
+
+
+def lesson_loss(
+    model: nn.Module, features: Callable[[np.ndarray], Tensor], lesson: Lesson, seen: Tensor | None = None
+) -> Tensor:
+    """Weighted cross-entropy of the answers; `features`: frames [N, 2, 96, 96, 3] -> visual tokens [N, 36, width].
+
+    seen: bool [B, T * 36], the visual tokens that are there (None: all); the others are read by nobody.
+    """
     count, seconds = lesson.frames.shape[:2]
     visual = features(lesson.frames.reshape(-1, 2, *_FRAME)).reshape(count, seconds * models.PER_SECOND, -1)
     embed = model.get_input_embeddings()
@@ -124,7 +137,7 @@ def lesson_loss(model: nn.Module, features: Callable[[np.ndarray], Tensor], less
     hidden = model.model.language_model(
         inputs_embeds=torch.cat([*spread, embed(lesson.ids)], 1),
         position_ids=_positions(grid, seconds, lesson.offset),
-        attention_mask=_mask(prefix, lesson.turn, model.config.text_config.num_attention_heads),
+        attention_mask=_mask(prefix, lesson.turn, model.config.text_config.num_attention_heads, len(before), seen),
         use_cache=False,
     ).last_hidden_state[:, prefix:]
     asked = lesson.goal != -100
@@ -146,12 +159,15 @@ def _positions(grid: bool, seconds: int, offset: Tensor) -> Tensor:
     return torch.cat([prefix[:, None].expand(-1, len(offset), -1), turns], 2)
 
 
-def _mask(prefix: int, turn: Tensor, heads: int) -> Tensor:
+def _mask(prefix: int, turn: Tensor, heads: int, before: int, seen: Tensor | None) -> Tensor:
     """Added to the scores, bfloat16 [B, heads, L, L]: 0 where a query may read a key. Padding reads itself."""
     number = F.pad(turn, (prefix, 0), value=-2)  # -2 prefix, -1 padding, else the turn
     length = number.shape[1]
     same = (number[:, :, None] == number[:, None, :]) | (number[:, None, :] == -2)
     allowed = same & torch.ones(length, length, dtype=torch.bool).tril()
+    if seen is not None:
+        there = F.pad(seen, (before, length - before - seen.shape[1]), value=True)
+        allowed &= there[:, None, :] | torch.eye(length, dtype=torch.bool)
     return ((~allowed).to(torch.bfloat16) * -10_000)[:, None].repeat(1, heads, 1, 1)
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 STEPS = {
     "tower": 1000,
     "tiny-qwen": 1000,
-    "tiny-qwen-drafter": 1200,
+    "tiny-qwen-drafter": 1600,
     "tiny-clip": 1500,
     "tiny-llava": 1200,
-    "tiny-llava-drafter": 1200,
+    "tiny-llava-drafter": 1600,
     "tiny-drafter-bpe": 600,
 }
 NEEDS = {  # name: what has to be trained before it
@@ -35,6 +35,7 @@ NEEDS = {  # name: what has to be trained before it
     "tiny-llava": "tiny-clip",
     "tiny-llava-drafter": "tiny-llava",
 }
+GLIMPSES = 0.6  # of a drafter's lessons show pictures with tokens missing: large models take that in their stride
 QUIET = 0.15  # brings what the tower learnt to say (norm 34) near the norm of word embeddings (1.5)
 
 
@@ -111,20 +112,20 @@ def _qwen(name: str, out: Path, seed: int) -> Stage:
     model.get_input_embeddings().weight.data.copy_(seen["head.embedding.weight"])
     for part in model.model.visual.merger.mlp[2].parameters():
         part.data *= QUIET
-    return _qwen_stage(name, model, out, seed, merger=True)
+    return _qwen_stage(name, model, out, seed, merger=True, glimpses=0.0)
 
 
 def _qwen_drafter(name: str, out: Path, seed: int) -> Stage:
-    """tiny-qwen-drafter: two decoder layers behind tiny-qwen's own eyes."""
+    """tiny-qwen-drafter: two decoder layers behind tiny-qwen's own eyes, used to pictures with tokens missing."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     model, target = models.qwen(layers=2), Qwen2_5_VLForConditionalGeneration.from_pretrained(out / "tiny-qwen").float()
     model.model.visual.load_state_dict(target.model.visual.state_dict())
     model.get_input_embeddings().load_state_dict(target.get_input_embeddings().state_dict())
-    return _qwen_stage(name, model, out, seed, merger=False)
+    return _qwen_stage(name, model, out, seed, merger=False, glimpses=GLIMPSES)
 
 
-def _qwen_stage(name: str, model: nn.Module, out: Path, seed: int, merger: bool) -> Stage:
+def _qwen_stage(name: str, model: nn.Module, out: Path, seed: int, merger: bool, glimpses: float) -> Stage:
     visual, tokenizer = model.model.visual, words("qwen")
     model.set_attn_implementation({"text_config": lessons.ATTENTION})
     visual.requires_grad_(False)
@@ -136,7 +137,7 @@ def _qwen_stage(name: str, model: nn.Module, out: Path, seed: int, merger: bool)
         return visual.merger(seen.flatten(0, 1)).reshape(len(frames), models.PER_SECOND, -1)
 
     def loss(step: int) -> Tensor:
-        return _lesson(model, features, f"{seed}/{name}/{step}", step / STEPS[name])
+        return _lesson(model, features, f"{seed}/{name}/{step}", step / STEPS[name], glimpses)
 
     return Stage(name, STEPS[name], model, loss, save=lambda: models.save(model, tokenizer, out / name, "qwen"))
 
@@ -149,11 +150,11 @@ def _llava(name: str, out: Path, seed: int) -> Stage:
     tower = CLIPModel.from_pretrained(out / "tiny-clip").float().vision_model
     model.model.vision_tower.load_state_dict(tower.state_dict())
     nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
-    return _llava_stage(name, model, out, seed, naming=200)
+    return _llava_stage(name, model, out, seed, naming=200, glimpses=0.0)
 
 
 def _llava_drafter(name: str, out: Path, seed: int) -> Stage:
-    """tiny-llava-drafter: two decoder layers behind tiny-llava's own eyes."""
+    """tiny-llava-drafter: two decoder layers behind tiny-llava's own eyes, used to pictures with tokens missing."""
     from transformers import LlavaForConditionalGeneration
 
     model, target = models.llava(layers=2), LlavaForConditionalGeneration.from_pretrained(out / "tiny-llava").float()
@@ -161,10 +162,10 @@ def _llava_drafter(name: str, out: Path, seed: int) -> Stage:
         getattr(model.model, part).load_state_dict(getattr(target.model, part).state_dict())
     model.get_input_embeddings().load_state_dict(target.get_input_embeddings().state_dict())
     model.model.multi_modal_projector.requires_grad_(False)
-    return _llava_stage(name, model, out, seed, naming=0)
+    return _llava_stage(name, model, out, seed, naming=0, glimpses=GLIMPSES)
 
 
-def _llava_stage(name: str, model: nn.Module, out: Path, seed: int, naming: int) -> Stage:
+def _llava_stage(name: str, model: nn.Module, out: Path, seed: int, naming: int, glimpses: float) -> Stage:
     """The first `naming` steps teach the projector alone to name what each token shows."""
     tokenizer, head = words("llava"), sight.WordHead(model.get_input_embeddings())
     model.set_attn_implementation({"text_config": lessons.ATTENTION})
@@ -180,7 +181,7 @@ def _llava_stage(name: str, model: nn.Module, out: Path, seed: int, naming: int)
         if step < naming:
             frames, target, _ = sight.seconds_batch(key, 64)
             return sight.sight_loss(head(features(frames).flatten(0, 1)), target.flatten(0, 1))
-        return _lesson(model, features, key, (step - naming) / (STEPS[name] - naming))
+        return _lesson(model, features, key, (step - naming) / (STEPS[name] - naming), glimpses)
 
     module = nn.ModuleDict({"model": model, "head": head})
     return Stage(name, STEPS[name], module, loss, save=lambda: models.save(model, tokenizer, out / name, "llava"))
@@ -215,7 +216,11 @@ def _talk(key: str, count: int) -> list[str]:
     return lines
 
 
-def _lesson(model: nn.Module, features: Callable[[np.ndarray], Tensor], key: str, progress: float) -> Tensor:
+def _lesson(
+    model: nn.Module, features: Callable[[np.ndarray], Tensor], key: str, progress: float, glimpses: float = 0.0
+) -> Tensor:
+    """The loss of one batch; a share `glimpses` of the batches shows pictures with most of their tokens missing."""
     lesson = lessons.draw_lesson(key, lessons.seconds_at(Random(f"seconds/{key}"), progress))
+    seen = lessons.glimpse(key, lesson) if Random(f"glimpses/{key}").random() < glimpses else None
     with torch.autocast("cpu", torch.bfloat16):
-        return lessons.lesson_loss(model, features, lesson)
+        return lessons.lesson_loss(model, features, lesson, seen)
