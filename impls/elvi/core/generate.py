@@ -12,7 +12,7 @@ from torch import Tensor
 from elvi.core.accept import Draft, Path, Sampler, accept_exact
 from elvi.core.meter import Report
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Seen
+from elvi.core.run import Run, Seen, Skip
 from elvi.core.walk import walk
 from elvi.errors import BudgetError, FitError
 
@@ -136,13 +136,17 @@ def verify(run: Run, last: int, draft: Draft) -> Tensor:
     return forward(run, [last, *draft.ids], [0, *draft.depths], None if draft.is_chain else draft.mask())
 
 
-def forward(run: Run, ids: list[int], depths: list[int], tree: Tensor | None = None) -> Tensor:
+def forward(
+    run: Run, ids: list[int], depths: list[int], tree: Tensor | None = None, skip: Skip | None = None
+) -> Tensor:
     """Logits [n, V] after each of the new tokens; their rows join the uncommitted tail of the cache.
 
     depths [n]: how many places each token stands after the next committed one (siblings share a place); tree bool
-    [n, T]: which of the last T slots, the new ones included, each token may read (None: all before it).
+    [n, T]: which of the last T slots, the new ones included, each token may read (None: all before it); skip: what the
+    model passes by while it drafts for itself; such rows have to be rolled back.
     """
     depth = torch.tensor(depths, device=run.family.device)
+    run.skip = skip
     run.tree = None if tree is None else tree.to(run.family.device)
     tokens = run.family.text_tokens(
         torch.tensor(ids, device=run.family.device), run.next_position + depth, run.next_row + depth

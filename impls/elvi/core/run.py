@@ -112,6 +112,14 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> 
     return logits.masked_fill(later, float("-inf")).softmax(-1)
 
 
+@dataclass(frozen=True)
+class Skip:
+    """Sub-layers, by decoder layer, that a model passes by while it drafts for itself."""
+
+    attention: frozenset[int] = frozenset()
+    mlp: frozenset[int] = frozenset()
+
+
 class Run:
     """One generation in progress: the cache, what is in flight, and what has been measured.
 
@@ -131,6 +139,7 @@ class Run:
         self.question: str | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
+        self.skip: Skip | None = None  # None: nothing is skipped, and what is read counts
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.watched_layer = None if plan.hidden_layer is None else plan.hidden_layer % family.num_layers
@@ -154,6 +163,8 @@ class Run:
 
     def attended(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
         """Remember what later stages of this forward pass will ask for; nothing is remembered without need."""
+        if self.skip is not None:
+            return
         if self.prefilling and layer + 1 in self.plan.layer_reducers:
             self.last = (query, key, scaling)
         if self.prefilling and self.plan.question_attention:
@@ -185,6 +196,10 @@ class Run:
         visual = torch.nn.functional.pad(self.layout.visual, (0, self.next_row - len(self.layout)))
         counts = [visual[store.row].float().sum(-1).mean() for store in self.store.layers]
         return float(torch.stack(counts).mean())
+
+    def rollback(self) -> None:
+        """Drop the tail, however long it is in each layer, as if it had never been read."""
+        self.store.commit([])
 
     def commit(self, accepted: list[int] | None = None) -> None:
         """Accept rows of the tail, a run of text; then let Keep select and, after the prompt, let the codec pack."""

@@ -35,19 +35,29 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
                 embeddings = _rotary(text, tokens)
             run.meter.layer(len(tokens), int(tokens.visual.sum()))
         run.store.rows = tokens.row
-        hidden = layer(
-            tokens.hidden[None],
-            attention_mask=None,
-            position_ids=None,
-            past_key_values=run.store,
-            use_cache=True,
-            position_embeddings=embeddings,
-            run=run,
-        )
-        tokens = tokens.with_hidden(hidden[0])
+        tokens = tokens.with_hidden(_through(layer, index, tokens.hidden[None], embeddings, run)[0])
         if index == run.watched_layer:
             run.watched = tokens
     return text.norm(tokens.hidden[None])[0]
+
+
+def _through(layer, index: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], run: Run) -> Tensor:
+    """One decoder layer; sub-layers that the run skips are passed by, and skipped attention leaves no cache rows."""
+    shared = {
+        "attention_mask": None,
+        "position_ids": None,
+        "past_key_values": run.store,
+        "use_cache": True,
+        "position_embeddings": embeddings,
+        "run": run,
+    }
+    if run.skip is None:
+        return layer(hidden, **shared)
+    if index not in run.skip.attention:
+        hidden = hidden + layer.self_attn(hidden_states=layer.input_layernorm(hidden), **shared)[0]
+    if index not in run.skip.mlp:
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden
 
 
 def _rotary(text, tokens: Tokens) -> tuple[Tensor, Tensor]:
