@@ -1,4 +1,4 @@
-"""The command line: list, show, run, bench, demo.
+"""The command line: list, show, run, bench, search, demo.
 
 `elvi run --json` prints one object: plan, question, expected (null for own input), answer, tokens, report (the fields
 of `elvi.core.meter.Report`), and with --baseline the same keys of the unmodified model under `baseline`. Exit codes:
@@ -124,6 +124,26 @@ def bench(options: argparse.Namespace) -> None:
         print(path)
 
 
+def search(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from elvi.bench import search
+
+    family = _load(options.model)
+    with _progress(Console(stderr=True)) as progress:
+        task = progress.add_task(family.name, total=options.trials)
+        found = search.search(
+            family.num_layers,
+            partial(search.predicted_speedup, family),
+            trials=options.trials,
+            seed=options.seed,
+            study=options.study,
+            name=family.name,
+            tick=partial(progress.advance, task),
+        )
+    _print(f"{found.spec}\npredicted speed-up {found.predicted_speedup:.3f} after {found.trials} trials")
+
+
 def demo(options: argparse.Namespace) -> None:
     from elvi import demo, tables
 
@@ -178,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     _list_parser(commands)
     _run_parser(commands)
     _bench_parser(commands)
+    _search_parser(commands)
     command = commands.add_parser("demo", help="one composed plan next to the unmodified model, on a shipped clip")
     command.set_defaults(command=demo)
     return parser
@@ -225,6 +246,18 @@ def _bench_parser(commands: Any) -> None:
     command.add_argument("--resume", action="store_true", help="go on where an interrupted sweep stopped")
     command.add_argument("--speed", action="store_true", help="measure the ratios of speed and memory of elvi itself")
     command.set_defaults(command=bench, when_interrupted="; finished cells are saved, and --resume goes on from them")
+
+
+def _search_parser(commands: Any) -> None:
+    command = commands.add_parser("search", help="search the sub-layers that a model skips while it drafts for itself")
+    command.add_argument("id", metavar="ID", choices=["draft-and-verify"], help="draft-and-verify")
+    _model_option(command)
+    command.add_argument("--trials", metavar="N", type=_positive, default=100)
+    command.add_argument("--seed", metavar="S", type=int, default=0)
+    command.add_argument(
+        "--study", metavar="FILE", type=Path, help="where trials are kept; an interrupted search resumes"
+    )
+    command.set_defaults(command=search, when_interrupted="; trials made are in the study file, if one was named")
 
 
 def _model_option(command: argparse.ArgumentParser) -> None:

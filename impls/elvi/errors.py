@@ -37,6 +37,4 @@ def check_choice(owner: object, field: str, *choices: str) -> None:
     value = getattr(owner, field)
     if value not in choices:
         known = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise BudgetError(
-            f"{type(owner).__name__} was asked for {field}={value}, which it does not know: use {known}."
-        )
+        raise BudgetError(f"{type(owner).__name__} was asked for {field}={value}, which it does not know: use {known}.")

@@ -41,7 +41,7 @@ def technique(name: str, cls: type[Any]) -> Group:
     for label, values in (("needs that", cls.needs), ("ends that", cls.breaks)):
         for fact in sorted(values, key=lambda fact: fact.name):
             facts.add_row(label, fact.value)
-    answer = "is the unmodified model's" if cls.lossless else "may differ from the unmodified model's"
+    answer = "is the unmodified model's" if cls().lossless else "may differ from the unmodified model's"
     facts.add_row("the answer", answer)
     text = inspect.getdoc(inspect.getmodule(cls)) or ""
     return Group(escape(text), "", fields, facts, "", f"elvi run {name} --sample 10000 --baseline")
