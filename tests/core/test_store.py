@@ -250,3 +250,17 @@ def test_a_view_recomputes_the_attention_of_the_eager_kernel(kind):
 def test_top_breaks_ties_by_the_lower_index(device):
     score = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]], device=device)
     assert top(score, 2).tolist() == [[1, 2]]
+
+
+def test_cropped_rows_are_gone_and_writing_goes_on_behind_them():
+    store, rows = LayerStore(), torch.arange(6)
+    keys = torch.arange(6.0)[None, :, None].expand(HEADS, 6, WIDTH).contiguous()
+    store.write(keys, -keys, rows)
+    store.commit()
+    store.crop(4)
+    assert (store.length, store.committed) == (4, 4)
+    store.write(keys[:, :1] + 9, keys[:, :1], torch.tensor([4]))
+    assert store.read()[0][0, :, 0].tolist() == [0, 1, 2, 3, 9]
+    assert store.row[0].tolist() == [0, 1, 2, 3, 4]
+    store.commit([])
+    assert store.length == 4

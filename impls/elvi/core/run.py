@@ -197,6 +197,13 @@ class Run:
         counts = [visual[store.row].float().sum(-1).mean() for store in self.store.layers]
         return float(torch.stack(counts).mean())
 
+    def crop(self, row: int) -> None:
+        """Forget the text from row number `row` on, committed rows too; nothing before it may have been dropped."""
+        self.next_position -= self.next_row - row
+        self.next_row = row
+        for layer in self.store.layers:
+            layer.crop(row)
+
     def rollback(self) -> None:
         """Drop the tail, however long it is in each layer, as if it had never been read."""
         self.store.commit([])

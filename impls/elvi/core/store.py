@@ -108,6 +108,12 @@ class LayerStore:
             self._length = start + len(accepted)
         self.committed = self.length
 
+    def crop(self, length: int) -> None:
+        """Forget all slots from `length` on, committed ones too. Packed rows cannot be cropped."""
+        if self.packed is not None:
+            raise RuntimeError("rows were packed before they were cropped")
+        self._length = self.committed = min(length, self._length)
+
     def _reserve(self, length: int) -> None:
         if length <= self._keys.shape[1]:
             return

@@ -53,7 +53,7 @@ class LVSpec:
     breaks: ClassVar[frozenset[Fact]] = frozenset()
     lossless: ClassVar[bool] = False
     greedy_only: ClassVar[bool] = True
-    companions: ClassVar[tuple[str, ...]] = ("specvlm:tree=chain",)
+    companions: ClassVar[tuple[str, ...]] = ("specvlm:tree=chain,select=uniform",)
     sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("relaxation", (0.0, 0.5, 0.7, 0.9))
     full: ClassVar[dict[str, Any] | None] = {"relaxation": 0.0, "window": 0}
 

@@ -43,7 +43,7 @@ class RandomRelaxation:
     breaks: ClassVar[frozenset[Fact]] = frozenset()
     lossless: ClassVar[bool] = False
     greedy_only: ClassVar[bool] = True
-    companions: ClassVar[tuple[str, ...]] = ("specvlm:tree=chain",)
+    companions: ClassVar[tuple[str, ...]] = ("specvlm:tree=chain,select=uniform",)
     sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("relaxation", (0.0, 0.5, 0.75))
     full: ClassVar[dict[str, Any] | None] = {"relaxation": 0.0}
 

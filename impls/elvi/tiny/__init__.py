@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+TEXT_DRAFTERS = {  # shipped language models with a tokenizer of their own, by the target whose words they learnt
+    "tiny-qwen": "tiny-drafter-bpe",
+    "tiny-llava": "tiny-drafter-bpe",
+    "smollm2-135m": "smollm2-drafter",
+}
 
 
 def names() -> tuple[str, ...]:
