@@ -2,6 +2,7 @@ import errno
 import json
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,9 +13,11 @@ from support import LastSlots, clip_for, random_family
 
 from elvi.bench import floor, measure, results, sweep
 from elvi.bench.measure import Protocol
+from elvi.bench.prompts import prompts
+from elvi.core.accept import accept_exact
 from elvi.core.generate import Output, generate
 from elvi.core.plan import Encoded, Plan
-from elvi.errors import BudgetError, ElviError, FitError
+from elvi.errors import BudgetError, ElviError
 from elvi.tiny.data import sample
 
 
@@ -76,7 +79,7 @@ def test_results_hold_baseline_cells_and_random_floor(family, short, tmp_path):
     ticks = []
     path, data = run(family, tmp_path, tick=lambda steps=1: ticks.append(steps))
     assert json.loads(path.read_text()) == data
-    assert path == tmp_path / data["hardware"]["id"] / "first-tokens.json"
+    assert path == tmp_path / data["hardware"]["id"] / "random-qwen" / "first-tokens.json"
     assert [cell["setting"] for cell in data["cells"]] == [{"keep_ratio": 0.25}, {"keep_ratio": 0.5}]
     assert [cell["kept_share"] for cell in data["cells"]] == [0.25, 0.5]
     assert [cell["kept_share"] for cell in data["random"]] == [0.25, 0.5]
@@ -126,8 +129,8 @@ def test_resume_refuses_results_of_another_protocol(family, short, tmp_path):
 
 def test_results_of_another_schema_are_refused_before_measuring(family, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "measure", None)
-    path = tmp_path / sweep.provenance.hardware(family.device)["id"] / "first-tokens.json"
-    path.parent.mkdir()
+    path = tmp_path / sweep.provenance.hardware(family.device)["id"] / "random-qwen" / "first-tokens.json"
+    path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"schema": 99}))
     with pytest.raises(results.ResultsError, match="schema version 99"):
         run(family, tmp_path)
@@ -163,9 +166,81 @@ def test_budget_out_of_range_is_refused_before_measuring(family, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_text_only_model_cannot_be_measured_on_clips(tmp_path, short):
-    with pytest.raises(FitError, match="reads text only"):
-        run(random_family("llama"), tmp_path)
+def test_a_text_model_is_asked_text_prompts_that_have_no_right_answer(tmp_path, short, monkeypatch):
+    monkeypatch.setattr(measure, "LONGEST_TEXT", 6)
+    lookup = sweep.parse("speculative-sampling:draft=ngram", "3")
+    path, data = sweep.run(random_family("llama"), lookup, PROTOCOL, tmp_path, command="")
+    assert path.parent.name == "random-llama"
+    assert (data["protocol"]["kinds"], data["protocol"]["clips"]) == (["text"], 2)
+    cell = data["cells"][0]
+    assert cell["quality"]["of"] == cell["quality"]["captions"]["of"] == 0
+    assert cell["same_answers"] == {"same": 2, "of": 2}
+    assert cell["kept_share"] == 1.0
+    asked = list(PROTOCOL.asked(random_family("llama")))
+    assert [question for _, _, question in asked] == [prompt.text for prompt in prompts()[:2]]
+
+
+def test_companions_and_variants_are_measured_too(family, tmp_path, short):
+    @dataclass(frozen=True)
+    class Judging:
+        strict: bool = True
+        companions: ClassVar[tuple] = ("speculative-sampling:draft=ngram,num_draft=2",)
+        variants: ClassVar[tuple] = ({"strict": False},)
+        needs: ClassVar[frozenset] = frozenset()
+        breaks: ClassVar[frozenset] = frozenset()
+        lossless: ClassVar[bool] = True
+        greedy_only: ClassVar[bool] = False
+
+        def judge(self, run, sampler):
+            return partial(accept_exact, sampler=sampler)
+
+    judging = sweep.Sweep("judging", Judging(), "strict", (True,))
+    _, data = sweep.run(family, judging, PROTOCOL, tmp_path, command="")
+    assert [cell["setting"] for cell in data["cells"]] == [{"strict": True}, {"strict": False}]
+    assert [plan[0].split("(")[0] for plan in (cell["plan"] for cell in data["cells"])] == ["SpeculativeSampling"] * 2
+    assert all(cell["same_answers"] == {"same": 2, "of": 2} for cell in [data["baseline"], *data["cells"]])
+
+
+def report(**fields):
+    base = generate(random_family("llama"), None, "what ?", max_new_tokens=2, ignore_eos=True).report
+    return replace(base, **fields)
+
+
+def test_speculation_is_counted_over_answers_and_costed_over_timed_pairs():
+    plain = report(ttft_s=1.0, tpot_s=0.1, generated_tokens=21)
+    ours = report(
+        ttft_s=1.0,
+        tpot_s=0.05,
+        generated_tokens=21,
+        forwards=5,
+        drafted=[4] * 5,
+        accepted=[4, 4, 2, 1, 4],
+        acceptance_length=4.0,
+        draft_s=0.5,
+        draft_start_s=0.1,
+        bridge_s=0.05,
+        verify_s=0.4,
+    )
+    other = replace(ours, accepted=[0, 4], drafted=[4, 3], forwards=2, generated_tokens=7)
+    found = measure.speculation([ours, other], [(plain, ours)])
+    assert found["accepted_histogram"] == [1, 1, 1, 0, 4]
+    assert found["drafted_per_round"] == 27 / 7
+    assert found["accepted_per_round"] == 19 / 7
+    assert found["tokens_per_round"] == 26 / 7
+    medians = {key: value["median"] for key, value in found.items() if isinstance(value, dict)}
+    assert medians == pytest.approx(
+        {
+            "draft_share": 0.45,
+            "bridge_share": 0.05,
+            "verify_share": 0.4,
+            "draft_start_s": 0.1,
+            "draft_cost": 0.2,
+            "verify_cost": 0.8,
+            "modelled_speedup": 4.0 / (4 * 0.2 + 0.8),
+            "decode_speedup": 2.0,
+            "speedup": 1.5,
+        }
+    )
 
 
 @pytest.mark.parametrize("technique", [FirstTokens(0.25), FirstFrames(2), LastSlots(20)])

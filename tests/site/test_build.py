@@ -80,7 +80,7 @@ def test_a_folder_that_is_not_a_site_is_left_alone(root, tmp_path):
 
 
 def test_a_results_file_of_another_schema_is_refused(scratch_root):
-    path = scratch_root / "results/cpu-test/fastv.json"
+    path = scratch_root / "results/cpu-test/tiny-qwen/fastv.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}), encoding="utf-8")
     with pytest.raises(SiteError, match="schema 1"):
         collect(scratch_root)

@@ -72,7 +72,7 @@ def test_the_page_says_where_random_selection_is_better(scratch_root):
         return markdown(environment(sources, "https://example.org/r"), page)
 
     assert "does not beat random selection" not in text()
-    path = scratch_root / "results/cpu-test/fastv.json"
+    path = scratch_root / "results/cpu-test/tiny-qwen/fastv.json"
     data = json.loads(path.read_text())
     data["random"][1]["quality"]["captions"]["correct"] = data["cells"][1]["quality"]["captions"]["correct"] + 7
     path.write_text(json.dumps(data))
@@ -96,7 +96,7 @@ def test_reported_numbers_stand_apart_from_measured_ones(site):
 
 
 def test_a_technique_without_results_says_so(scratch_root):
-    (scratch_root / "results/cpu-test/fastv.json").unlink()
+    (scratch_root / "results/cpu-test/tiny-qwen/fastv.json").unlink()
     sources = collect(scratch_root)
     page = next(page for page in all_pages(sources) if page.url == "papers/fastv/")
     text = markdown(environment(sources, "https://example.org/r"), page)

@@ -150,7 +150,7 @@ def test_a_module_that_breaks_the_contract_is_reported(tree: Path, before, after
     assert (problem.file, problem.line, problem.code) == ("impls/elvi/prefill/fast_thing.py", line, code)
 
 
-GOOD_RESULT = {"schema": 1, "technique": "fast-thing", "hardware": {"id": "cpu-a"}}
+GOOD_RESULT = {"schema": 1, "technique": "fast-thing", "hardware": {"id": "cpu-a"}, "model": {"name": "tiny"}}
 
 
 @pytest.mark.parametrize(
@@ -161,18 +161,19 @@ GOOD_RESULT = {"schema": 1, "technique": "fast-thing", "hardware": {"id": "cpu-a
         ("fast-thing", "[]", "results-schema"),
         ("fast-thing", json.dumps(GOOD_RESULT | {"schema": 2}), "results-schema"),
         ("fast-thing", json.dumps(GOOD_RESULT | {"hardware": {"id": "gpu"}}), "results-misfiled"),
+        ("fast-thing", json.dumps(GOOD_RESULT | {"model": {"name": "big"}}), "results-misfiled"),
         ("fast-thin", json.dumps(GOOD_RESULT | {"technique": "fast-thin"}), "results-unknown"),
         ("other", json.dumps(GOOD_RESULT | {"technique": "other"}), "results-unknown"),
     ],
 )
 def test_a_results_file_that_cannot_be_used_is_reported(tree: Path, put, name, text, code) -> None:
-    put({f"results/cpu-a/{name}.json": text})
+    put({f"results/cpu-a/tiny/{name}.json": text})
     [problem] = check(tree)
-    assert (problem.file, problem.code) == (f"results/cpu-a/{name}.json", code)
+    assert (problem.file, problem.code) == (f"results/cpu-a/tiny/{name}.json", code)
 
 
 def test_a_good_results_file_is_accepted(tree: Path, put) -> None:
-    put({"results/cpu-a/fast-thing.json": json.dumps(GOOD_RESULT)})
+    put({"results/cpu-a/tiny/fast-thing.json": json.dumps(GOOD_RESULT)})
     assert check(tree) == []
 
 

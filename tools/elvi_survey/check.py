@@ -96,7 +96,7 @@ def _contract(root: Path, stage: str, id_: str, path: Path, facts: dict[str, str
 
 
 def _results(root: Path, catalog: Catalog, known: set[str]) -> Iterator[Problem]:
-    """results/<hardware-id>/<technique-id>.json: readable, of our schema, of a runnable record, filed where it says."""
+    """results/<hardware>/<model>/<technique>.json: readable, of our schema, of a runnable record, where it says."""
     for path in sorted((root / "results").glob("**/*.json")):
         if path.name == "speed.json":  # ratios of elvi itself, not of a technique
             continue
@@ -116,12 +116,13 @@ def _result_problem(path: Path, catalog: Catalog, known: set[str]) -> tuple[str,
     if not isinstance(data, dict) or data.get("schema") != RESULTS_SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
         return "results-schema", f"schema {found!r} is not {RESULTS_SCHEMA}", "measure again with `elvi bench`"
-    hardware = data.get("hardware")
-    named = (data.get("technique"), hardware.get("id") if isinstance(hardware, dict) else None)
+    hardware, model = data.get("hardware"), data.get("model")
+    machine = hardware.get("id") if isinstance(hardware, dict) else None
+    name = str(model.get("name") if isinstance(model, dict) else None)
     id_ = path.stem
-    if named != (id_, path.parent.name):
-        message = f"the file says technique {named[0]!r} on {named[1]!r}"
-        return "results-misfiled", message, "file it as results/<hardware>/<technique>.json"
+    if (machine, name.replace("/", "--"), data.get("technique")) != (path.parent.parent.name, path.parent.name, id_):
+        message = f"the file says technique {data.get('technique')!r} with {name!r} on {machine!r}"
+        return "results-misfiled", message, "file it as results/<hardware>/<model>/<technique>.json"
     if id_ not in known:
         return "results-unknown", f"catalog/{id_}.yaml does not exist", suggest(id_, known, "add the record")
     status = catalog.records[id_].implementation.status if id_ in catalog.records else "runnable"

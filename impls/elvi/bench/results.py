@@ -1,9 +1,10 @@
-"""Results files, `results/<hardware-id>/<technique-id>.json`: what `elvi bench` writes and the site reads (schema 1).
+"""Results files, `results/<hardware-id>/<model>/<technique-id>.json`: what `elvi bench` writes (schema 1).
 
-A file holds one technique on one machine. Its provenance says where the numbers come from: `hardware`, `versions`,
-`commit` (null outside a git checkout), `date`, `command`, `model` and `protocol`. Then come the measurements, one Cell
-each: `baseline` (the unmodified model, {} asked), `cells` (one per value of the field that the technique sweeps) and
-`random` (random selection of as many tokens, rows or frames as the technique kept; empty where that makes no sense).
+A file holds one technique on one model and machine. Its provenance says where the numbers come from: `hardware`,
+`versions`, `commit` (null outside a git checkout), `date`, `command`, `model` and `protocol`. Then come the
+measurements, one Cell each: `baseline` (the unmodified model, {} asked), `cells` (one per value of the field that the
+technique sweeps) and `random` (random selection of as many tokens, rows or frames as the technique kept; empty where
+that makes no sense).
 
 Units are in the names: `_s` seconds, `_bytes` bytes, `_ratio` technique / baseline, `_share` of the baseline's visual
 tokens. While a sweep is under way its finished cells are in `<technique-id>.json.partial`; the file itself is only ever
@@ -50,19 +51,46 @@ class Quality(TypedDict):
     captions: dict[str, float]
 
 
+class Speculation(TypedDict):
+    """Drafting, of a plan that drafts. Counts are over all answers, spreads over the timed repeats.
+
+    accepted_histogram: rounds that accepted 0, 1, 2, ... drafted tokens; per round: drafted, accepted (without the
+    target's own token) and emitted tokens. Shares of the decoding time: drafting, going between tokenizers, verifying;
+    the rest is the loop. draft_start_s: the drafter reads the prompt. draft_cost (c): of a drafted token, and
+    verify_cost (v): of a verification, in plain decoding steps. modelled_speedup = emitted / (drafted c + v) per round;
+    decode_speedup: of decoding, the drafter's start included; speedup: from the clip to the last token.
+    """
+
+    accepted_histogram: list[int]
+    drafted_per_round: float
+    accepted_per_round: float
+    tokens_per_round: float
+    draft_share: Spread
+    bridge_share: Spread
+    verify_share: Spread
+    draft_start_s: Spread
+    draft_cost: Spread
+    verify_cost: Spread
+    modelled_speedup: Spread
+    decode_speedup: Spread
+    speedup: Spread
+
+
 class Cell(TypedDict):
     """One setting. `plan` is read back from the live run. Means are over clips; spreads are over timed repeats.
 
-    kept_share: visual tokens in the cache after the prompt (mean over layers and heads) / the same of the baseline.
-    select_s: time spent choosing what to keep. forwards: decoding forwards; acceptance_length: tokens per decoding
-    forward, null unless the plan drafts. Random cells are not timed: their times are null. The baseline's ratios
-    compare it with itself: the noise of the machine.
+    same_answers: answers that are the unmodified model's token for token (null in older files). kept_share: visual
+    tokens in the cache after the prompt (mean over layers and heads) / the same of the baseline. select_s: time spent
+    choosing what to keep. forwards: decoding forwards; acceptance_length: tokens per decoding forward, null unless the
+    plan drafts. Random cells are not timed: their times are null. The baseline's ratios compare it with itself: the
+    noise of the machine.
     """
 
     setting: dict[str, Any]
     plan: list[str]
     lossless: bool
     quality: Quality
+    same_answers: dict[str, int] | None
     visual_tokens: dict[str, float]
     kept_share: float
     kv_bytes: float
@@ -74,6 +102,7 @@ class Cell(TypedDict):
     select_s: Spread | None
     forwards: float
     acceptance_length: float | None
+    speculation: Speculation | None
 
 
 class Results(TypedDict):

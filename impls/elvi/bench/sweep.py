@@ -25,7 +25,7 @@ Group = Literal["baseline", "cells", "random"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A technique at several values of one of its fields."""
+    """A technique at several values of one of its fields, and in the `variants` that its class may name."""
 
     name: str
     technique: Any
@@ -36,7 +36,9 @@ class Sweep:
     def wanted(self) -> list[tuple[Group, dict[str, Any]]]:
         """(group, setting) of every cell of the results file, in the order of measuring."""
         groups: tuple[Group, ...] = ("cells", "random") if twin(self.technique, 0) else ("cells",)
-        return [("baseline", {}), *((group, {self.field: value}) for value in self.values for group in groups)]
+        settings = [{self.field: value} for value in self.values]
+        settings += getattr(self.technique, "variants", ())
+        return [("baseline", {}), *((group, setting) for setting in settings for group in groups)]
 
     def plans(self, group: Group, setting: dict[str, Any]) -> Callable[[int], Plan]:
         """The plan to use on each clip number; random selection is drawn anew for each."""
@@ -44,7 +46,7 @@ class Sweep:
             return lambda _: Plan()
         technique = dataclasses.replace(self.technique, **setting)
         if group == "cells":
-            return lambda _: Plan(technique)
+            return lambda _: Plan(*spec.whole(technique))
         return lambda number: Plan(twin(technique, number))
 
     def check(self, family: Family) -> None:
@@ -93,14 +95,14 @@ def run(
     resume: bool = False,
     tick: Callable[..., None] = lambda steps=1: None,
 ) -> tuple[Path, Results]:
-    """Measure what is not measured yet and write `out/<hardware-id>/<technique-id>.json`. Returns its path and content.
+    """Measure what is not measured yet; write `out/<hardware-id>/<model>/<technique-id>.json`; return path and content.
 
     tick is called with numbers of steps that add up to `sweep.steps(protocol)`.
     Raises FitError, BudgetError or ResultsError before the first measurement.
     """
     sweep.check(family)
     data = _blank(family, sweep, protocol, command)
-    path = out / data["hardware"]["id"] / f"{sweep.name}.json"
+    path = out / data["hardware"]["id"] / family.name.replace("/", "--") / f"{sweep.name}.json"
     results.check_writable(path)
     if resume:
         data = results.resume(path, data)
@@ -140,7 +142,7 @@ def _blank(family: Family, sweep: Sweep, protocol: Protocol, command: str) -> Re
         "date": provenance.today(),
         "command": command,
         "model": provenance.model(family),
-        "protocol": protocol.to_dict(),
+        "protocol": protocol.to_dict(family),
         "baseline": None,
         "cells": [],
         "random": [],

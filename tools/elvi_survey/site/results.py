@@ -1,6 +1,6 @@
 """Results files as the pages need them: every printed number keeps the address of the value it came from.
 
-An address is `<hardware>/<technique>#<key>/<key>/…`, the file under `results/` and the path inside its JSON.
+An address is `<hardware>/<model>/<technique>#<key>/<key>/…`, the file under `results/` and the path inside its JSON.
 """
 
 import json
@@ -83,12 +83,10 @@ def budget_axis(result: Result) -> Axis | None:
 
 
 def load_results(root: Path) -> dict[str, list[Result]]:
-    """Results by technique id, machines in alphabetical order. Raises SiteError on a file of another schema."""
+    """Results by technique id, in order of machine and model. Raises SiteError on a file of another schema."""
     found: dict[str, list[Result]] = {}
-    for path in sorted(root.glob("*/*.json")):
-        if path.name == "speed.json":  # ratios of elvi itself, not of a technique
-            continue
-        result = Result(f"{path.parent.name}/{path.stem}", _read(path))
+    for path in sorted(root.glob("*/*/*.json")):
+        result = Result(path.relative_to(root).with_suffix("").as_posix(), _read(path))
         found.setdefault(result.technique, []).append(result)
     return found
 
