@@ -118,7 +118,7 @@ def test_links_into_the_repository_use_the_one_address_of_the_configuration(root
 
 def test_paper_pages_stay_small_and_out_of_the_navigation(site):
     page = (site / "papers/fastv/index.html").read_bytes()
-    assert len(page) < 25_000
+    assert len(page) < 50_000  # with the measurements on two models
     assert b"papers/hostile" not in (site / "about/index.html").read_bytes()
 
 

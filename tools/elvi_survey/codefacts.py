@@ -34,7 +34,10 @@ class FieldFacts:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One frozen dataclass; `needs` and `breaks` are names of facts, `methods` the public ones in source order."""
+    """One frozen dataclass; `needs` and `breaks` are names of facts, `methods` the public ones in source order.
+
+    companions: specs of techniques that it cannot act without.
+    """
 
     name: str
     line: int
@@ -43,6 +46,7 @@ class ClassFacts:
     needs: list[str]
     breaks: list[str]
     methods: list[str]
+    companions: list[str]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Technique:
     @property
     def line(self) -> int:
         return self.main.line
+
+    @property
+    def companions(self) -> list[str]:
+        """Specs of the techniques that the first one cannot act without."""
+        return self.main.companions if self.classes else []
 
     @property
     def fields(self) -> list[FieldFacts]:
@@ -149,7 +158,9 @@ def _class(node: ast.ClassDef, lines: list[str]) -> ClassFacts:
     fields = [_field(item, lines) for item in annotated if "ClassVar" not in ast.unparse(item.annotation)]
     methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
     needs, breaks = _fact_names(_attribute(node, "needs")), _fact_names(_attribute(node, "breaks"))
-    return ClassFacts(node.name, node.lineno, ast.get_docstring(node) or "", fields, needs, breaks, methods)
+    named = _attribute(node, "companions")
+    companions = [] if named is None else list(ast.literal_eval(named))
+    return ClassFacts(node.name, node.lineno, ast.get_docstring(node) or "", fields, needs, breaks, methods, companions)
 
 
 def _field(item: ast.AnnAssign, lines: list[str]) -> FieldFacts:

@@ -149,7 +149,7 @@ PROTOCOLS = {
     "keep": ("cache", "chooses which rows stay in the key-value cache"),
     "pack": ("cache", "stores the key-value cache in fewer bits"),
     "start": ("output", "drafts several tokens for the model to verify at once"),
-    "accept": ("output", "decides which drafted tokens stand"),
+    "judge": ("output", "decides which drafted tokens stand"),
 }
 
 

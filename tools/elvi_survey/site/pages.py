@@ -6,6 +6,7 @@ from typing import Any
 
 from elvi_survey.codefacts import Technique
 from elvi_survey.schema import Catalog, Category, Record, Stage, Subcategory
+from elvi_survey.site import speculation
 from elvi_survey.site.figures import Request, acts_at
 from elvi_survey.site.results import Result
 
@@ -91,9 +92,11 @@ def all_pages(sources: Sources) -> Iterator[Page]:
     yield _home(catalog)
     yield _papers(catalog)
     for stage in catalog.stages.values():
-        yield _stage(catalog, stage)
+        yield _stage(sources, stage)
         for category in stage.categories.values():
-            yield _category(catalog, stage, category)
+            yield _category(sources, stage, category)
+            if compared_url(sources, stage, category):
+                yield _compared(sources, stage, category)
     for record in catalog.records.values():
         yield _record(sources, record)
 
@@ -131,13 +134,42 @@ def _papers(catalog: Catalog) -> Page:
     return Page(PAPERS, "papers.html", "Papers", words, {"records": records})
 
 
-def _stage(catalog: Catalog, stage: Stage) -> Page:
+def compared_url(sources: Sources, stage: Stage, category: Category) -> str | None:
+    """Where the techniques of a category stand side by side, if any of them drafts and has been measured."""
+    measured = (result for id_ in _ids(sources, stage, category) for result in sources.results.get(id_, []))
+    return f"{category_url(stage, category)}compared/" if any(map(speculation.rows, measured)) else None
+
+
+def _ids(sources: Sources, stage: Stage, category: Category) -> list[str]:
+    return sorted(record.id for record in sources.catalog.in_path(stage.id, category.id))
+
+
+def _compared(sources: Sources, stage: Stage, category: Category) -> Page:
+    title = f"{category.title}, compared"
+    words = f"{category.title}: all techniques that run here, side by side with plain decoding on the same prompts."
+    ids = _ids(sources, stage, category)
+    groups = speculation.groups(sources.results, ids)
+    judged = {row.result.technique for group in groups for row, *_ in group.relaxed()}
+    reported = [record for id_ in ids if id_ in judged and (record := sources.catalog.records[id_]).claims]
+    context = {"stage": stage, "category": category, "groups": groups, "reported": reported}
+    return Page(compared_url(sources, stage, category) or "", "compared.html", title, words, context)
+
+
+def _stage(sources: Sources, stage: Stage) -> Page:
+    catalog = sources.catalog
     categories = [(c, newest_first(catalog.in_path(stage.id, c.id))) for c in stage.categories.values()]
-    context = {"stage": stage, "records": catalog.in_path(stage.id), "categories": categories}
+    compared = {c.id: compared_url(sources, stage, c) for c in stage.categories.values()}
+    context = {
+        "stage": stage,
+        "records": catalog.in_path(stage.id),
+        "categories": categories,
+        "compared": compared,
+    }
     return Page(f"{stage.id}/", "stage.html", stage.title, stage.definition, context)
 
 
-def _category(catalog: Catalog, stage: Stage, category: Category) -> Page:
+def _category(sources: Sources, stage: Stage, category: Category) -> Page:
+    catalog = sources.catalog
     records = newest_first(catalog.in_path(stage.id, category.id))
     groups = [
         (sub.title, sub.definition, sub.id, newest_first(catalog.in_path(stage.id, category.id, sub.id)))
@@ -146,7 +178,8 @@ def _category(catalog: Catalog, stage: Stage, category: Category) -> Page:
     here = (stage.id, category.id, None)
     if loose := [record for record in records if not groups or here in record.paths]:
         groups.append(("Papers" if not groups else "Not placed further", "", "papers", loose))
-    context = {"stage": stage, "category": category, "records": records, "groups": groups}
+    compared = compared_url(sources, stage, category)
+    context = {"stage": stage, "category": category, "records": records, "groups": groups, "compared": compared}
     return Page(category_url(stage, category), "category.html", category.title, category.definition, context)
 
 
@@ -162,6 +195,7 @@ def _record(sources: Sources, record: Record) -> Page:
         "code": code,
         "facts": sources.facts,
         "results": sources.results.get(record.id, []),
+        "compared": _compared_from(sources, record),
         "acts": acts,
         "stations": {station for _, station, _ in acts},
         "example": next(iter(settable), None),
@@ -169,6 +203,14 @@ def _record(sources: Sources, record: Record) -> Page:
         "sections": _sections(record, runs=code is not None, acts=bool(acts), fields=bool(classes)),
     }
     return Page(record_url(record), "record.html", record.display_name, record.summary, context)
+
+
+def _compared_from(sources: Sources, record: Record) -> str | None:
+    """The page on which this record's measurements stand beside others."""
+    if not any(map(speculation.rows, sources.results.get(record.id, []))):
+        return None
+    place = places(sources.catalog, record)[0]
+    return compared_url(sources, place.stage, place.category)
 
 
 def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elvi_survey.export import bibtex
+from elvi_survey.site import speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
 from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
@@ -41,6 +42,12 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "venue": lambda record: f"{catalog.venues[record.venue].title} {record.year}",
         "model_title": lambda model: catalog.models[model].title if model else "not named",
         "command": lambda record: f"elvi run {record.id} --model {MODEL} --sample {SAMPLE} --baseline",
+        "catalog": catalog,
+        "fastest": speculation.best,
+        "drafting_rows": speculation.rows,
+        "histogram": speculation.histogram,
+        "time_bar": speculation.time_bar,
+        "whiskers": speculation.whiskers,
         "source": lambda path, line=None: f"{repository}/blob/main/{path}{f'#L{line}' if line else ''}",
         "edit": lambda record: f"{repository}/edit/main/catalog/{record.id}.yaml",
         "charts": lambda result, record: charts(result, record.stage, record.display_name),
