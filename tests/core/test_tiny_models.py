@@ -11,7 +11,15 @@ from elvi.errors import ElviError
 from elvi.media import read_video, write_video
 from elvi.tiny import data, evaluate, names, path
 
-EVERY = ("tiny-clip", "tiny-drafter-bpe", "tiny-llava", "tiny-llava-drafter", "tiny-qwen", "tiny-qwen-drafter")
+EVERY = (
+    "smollm2-drafter",
+    "tiny-clip",
+    "tiny-drafter-bpe",
+    "tiny-llava",
+    "tiny-llava-drafter",
+    "tiny-qwen",
+    "tiny-qwen-drafter",
+)
 TARGETS = ("tiny-llava", "tiny-qwen")
 ANSWERS = ("shape", "color", "count", "motion", "needle", "caption_shape", "caption_color", "caption_place")
 

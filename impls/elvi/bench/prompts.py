@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Prompt:
-    """kind: what it asks for ("summarize", "code", ...); source: of the passage it quotes, None where it quotes none."""
+    """kind: what it asks for ("summarize", "code", ...); source: of the passage that it quotes, if it quotes one."""
 
     kind: str
     source: str | None

@@ -117,12 +117,12 @@ def llava(layers: int) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config)
 
 
-def drafter() -> LlamaForCausalLM:
-    """A text-only Llama with the byte-pair vocabulary."""
+def drafter(**changes: int) -> LlamaForCausalLM:
+    """A text-only Llama with the byte-pair vocabulary; `changes` to its sizes, named as in LlamaConfig."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = TEXT | {"vocab_size": BYTE_PAIR_PIECES, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, rope_parameters=ROPE))
+    return LlamaForCausalLM(LlamaConfig(**sizes | changes, num_hidden_layers=2, rope_parameters=ROPE))
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, family: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elvi.errors import ElviError
-from elvi.tiny import lessons, models, relevance, sight
+from elvi.tiny import lessons, models, relevance, sight, speech
 from elvi.tiny.data import HELD_OUT, KINDS, draw
 from elvi.tiny.tokenizer import ANSWER, BOS, EOS, byte_pairs, words
 
@@ -28,6 +28,7 @@ STEPS = {
     "tiny-llava": 1200,
     "tiny-llava-drafter": 1600,
     "tiny-drafter-bpe": 600,
+    "smollm2-drafter": 500,
 }
 NEEDS = {  # name: what has to be trained before it
     "tiny-qwen": "tower",
@@ -36,6 +37,8 @@ NEEDS = {  # name: what has to be trained before it
     "tiny-llava-drafter": "tiny-llava",
 }
 GLIMPSES = 0.6  # of a drafter's lessons show pictures with tokens missing: large models take that in their stride
+SPEECH = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+SLIPS = 0.1  # of the pieces that the drafter of SmolLM2 reads in training are others
 QUIET = 0.15  # brings what the tower learnt to say (norm 34) near the norm of word embeddings (1.5)
 
 
@@ -66,6 +69,7 @@ def build(name: str, out: Path, seed: int) -> Stage:
         "tiny-llava": _llava,
         "tiny-llava-drafter": _llava_drafter,
         "tiny-drafter-bpe": _text_drafter,
+        "smollm2-drafter": _speech_drafter,
     }[name](name, out, seed)
 
 
@@ -196,13 +200,43 @@ def _text_drafter(name: str, out: Path, seed: int) -> Stage:
         ids, goals = [], []
         for line in _talk(f"{seed}/{name}/{step}", 16):
             question, answer = (tokenizer.encode(part, add_special_tokens=False) for part in line.split("\n"))
-            ids.append(torch.tensor([marks[0], *question, marks[1], *answer, marks[2]]))
-            goals.append(torch.tensor([-100] * (len(question) + 2) + [*answer, marks[2]]))
-        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        goal = nn.utils.rnn.pad_sequence(goals, batch_first=True, padding_value=-100)
-        return model(input_ids=padded, labels=goal).loss
+            ids.append([marks[0], *question, marks[1], *answer, marks[2]])
+            goals.append([-100] * (len(question) + 2) + [*answer, marks[2]])
+        return _text_loss(model, ids, goals)
 
     return Stage(name, STEPS[name], model, loss, save=lambda: models.save(model, tokenizer, out / name, "text"))
+
+
+def _speech_drafter(name: str, out: Path, seed: int) -> Stage:
+    """smollm2-drafter: it goes on with SmolLM2-135M's answers, as plain text in a vocabulary of its own."""
+    talks = speech.talks(speech.lessons(seed)[0], out / "checkpoints" / f"talks-{seed}.jsonl")
+    corpus = [f"{talk.instruction}\n{talk.answer}" for talk in talks]
+    tokenizer = byte_pairs(corpus, SPEECH["vocab_size"], speech.TEMPLATE)
+    model = models.drafter(**SPEECH | {"vocab_size": len(tokenizer)})
+    spelt = [speech.spell(talk, tokenizer) for talk in talks]
+
+    def loss(step: int) -> Tensor:
+        rng = Random(f"{seed}/{name}/{step}")
+        batch = rng.sample(spelt, min(16, len(spelt)))
+        ids = [[_slip(rng, piece, len(tokenizer)) for piece in prompt + answer] for prompt, answer in batch]
+        return _text_loss(model, ids, [[-100] * len(prompt) + answer for prompt, answer in batch])
+
+    def save() -> None:
+        models.save(model, tokenizer, out / name, "text")
+
+    return Stage(name, STEPS[name], model, loss, save, rate=2e-3)
+
+
+def _slip(rng: Random, piece: int, pieces: int) -> int:
+    """The piece, or now and then any other, so that no answer is learnt by heart."""
+    return rng.randrange(pieces) if rng.random() < SLIPS else piece
+
+
+def _text_loss(model: nn.Module, ids: list[list[int]], goals: list[list[int]]) -> Tensor:
+    """Next-token loss of a padded batch; a goal of -100 does not count."""
+    padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
+    goal = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in goals], batch_first=True, padding_value=-100)
+    return model(input_ids=padded, labels=goal).loss
 
 
 def _talk(key: str, count: int) -> list[str]:

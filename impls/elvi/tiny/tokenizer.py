@@ -58,21 +58,26 @@ def words(family: str) -> PreTrainedTokenizerFast:
     return _wrapped(core, None if family == "clip" else template(family), 64 if family == "clip" else MAX_LENGTH)
 
 
-def byte_pairs(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level byte-pair tokenizer of BYTE_PAIR_PIECES pieces learnt from a corpus; it can spell any text."""
+def byte_pairs(
+    corpus: Iterable[str], pieces: int = BYTE_PAIR_PIECES, chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
+    """A byte-level byte-pair tokenizer of at most that many pieces learnt from a corpus; it can spell any text.
+
+    chat_template: default `template("text")`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=BYTE_PAIR_PIECES,
+        vocab_size=pieces,
         special_tokens=[PAD, UNK, BOS, EOS, ANSWER],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(corpus, trainer)
-    return _wrapped(core, template("text"), MAX_LENGTH)
+    return _wrapped(core, chat_template or template("text"), MAX_LENGTH)
 
 
 def _wrapped(core: object, chat_template: str | None, length: int) -> PreTrainedTokenizerFast:
