@@ -118,6 +118,16 @@ def test_drafts_are_the_drafters_own_greedy_tokens(pieces, letters):
     assert logits[len(context) - 1 : -1].argmax(-1).tolist() == drafted
 
 
+@torch.inference_mode()
+def test_drafting_stops_where_the_drafter_is_not_sure(pieces, letters):
+    context, bridge = ids_of(pieces, "frame 1 : a"), following(pieces, letters)
+    whole = bridge.draft(context, 6, drawn=False)
+    sure = [float(law.softmax(-1).max()) for law in whole.laws]
+    for threshold in (0.001, *(0.999 * chance for chance in sure), 1.0):
+        count = next((place for place, chance in enumerate(sure) if chance < threshold), len(sure))
+        assert bridge.draft(context, 6, drawn=False, threshold=threshold).tokens == whole.tokens[:count]
+
+
 def test_surfaces_say_what_a_token_adds(letters):
     words, pieces = random_family("llama"), elvi.load("tiny-drafter-bpe", device="cpu")
     assert surfaces(words)[ids_of(words, "blue")[0]] == " blue"

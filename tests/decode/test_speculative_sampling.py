@@ -150,11 +150,13 @@ def test_sampled_tokens_follow_the_law_of_plain_sampling(drafters, branching):
 
 def test_lookup_proposes_what_followed_the_earliest_longest_match():
     text = np.array([1, 2, 3, 4, 9, 2, 3, 5, 7, 3, 6, 2, 3])
-    assert _continuations(text, 3) == [3, 7]
-    assert _continuations(text, 1) == [3, 7, 10]
-    assert _continuations(np.array([1, 2, 3]), 3) == []
-    assert _continuations(np.array([4, 4, 4, 4]), 2) == [2]
-    assert _continuations(np.array([4]), 2) == []
+    assert _continuations(text, 3, 1) == [3, 7]
+    assert _continuations(text, 1, 1) == [3, 7, 10]
+    assert _continuations(np.array([1, 2, 3]), 3, 1) == []
+    assert _continuations(np.array([1, 2, 1]), 3, 1) == [1]
+    assert _continuations(np.array([1, 2, 1]), 3, 2) == []
+    assert _continuations(np.array([4, 4, 4, 4]), 2, 2) == [2]
+    assert _continuations(np.array([4]), 2, 1) == []
 
 
 @pytest.mark.parametrize("branching", [1, 3])
@@ -162,7 +164,7 @@ def test_lookup_proposes_what_followed_the_earliest_longest_match():
 def test_lookup_emits_what_plain_decoding_emits(kind, branching):
     family = random_family(kind)
     clip = noise_clip(1) if kind != "llama" else None
-    plan = Plan(SpeculativeSampling(draft="ngram", branching=branching, max_ngram=2))
+    plan = Plan(SpeculativeSampling(draft="ngram", branching=branching, max_ngram=2, min_ngram=1))
     for question in (QUESTION, "how many objects are there in frame 1 ?"):
         plain = generate(family, clip, question, max_new_tokens=40, ignore_eos=True)
         fast = generate(family, clip, question, plan=plan, max_new_tokens=40, ignore_eos=True)

@@ -126,7 +126,7 @@ def answer(kind: str, plan: Plan | None = None, **options):
 def test_greedy_tokens_are_those_of_plain_decoding(folders, kind, drafter, q_mode):
     plain = answer(kind).tokens
     for count in (0, 1, 6):
-        plan = Plan(TokenTiming(folders[drafter], count, q_mode))
+        plan = Plan(TokenTiming(folders[drafter], count, q_mode, threshold=0.0))
         assert answer(kind, plan).tokens == plain
 
 
@@ -136,9 +136,11 @@ def test_a_transferred_probability_is_that_of_the_first_drafter_token_aligned(fo
     run = Run(target, Plan())
     prefill(run, None, QUESTION)
     ids = target.tokenizer.encode("frame 1 : a", add_special_tokens=False)
-    session = TokenTiming("tiny-drafter-bpe", 8, "transferred").start(run, None, Sampler(0.7, seed=1))
+    session = TokenTiming("tiny-drafter-bpe", 8, "transferred", threshold=0.0).start(run, None, Sampler(0.7, seed=1))
     draft = session.propose(ids, 9)
-    again = TokenTiming("tiny-drafter-bpe", 8, "transferred").start(run, None, Sampler(0.7, seed=1)).drafter
+    again = (
+        TokenTiming("tiny-drafter-bpe", 8, "transferred", threshold=0.0).start(run, None, Sampler(0.7, seed=1)).drafter
+    )
     drafted = again.draft(again.spell(ids), 8, drawn=True)
     pairs = align(drafter, drafted.tokens, target, draft.ids, 8)
     assert len(draft) >= 2
@@ -188,7 +190,7 @@ def test_sampled_tokens_follow_the_law_of_plain_sampling(folders):
     cell = torch.zeros(len(law), dtype=torch.long)
     cell[law.argsort(descending=True)] = (law.sort(descending=True).values.cumsum(0) * 5).long().clamp(max=4)
     expected = torch.zeros(5).index_add_(0, cell, law) * trials
-    plan, counts, accepted = Plan(TokenTiming(folders["words"], 1)), torch.zeros(5), 0
+    plan, counts, accepted = Plan(TokenTiming(folders["words"], 1, threshold=0.0)), torch.zeros(5), 0
     for seed in range(trials):
         out = answer("llama", plan, temperature=temperature, seed=seed, max_new_tokens=3)
         counts[cell[out.tokens[1]]] += 1
@@ -198,7 +200,7 @@ def test_sampled_tokens_follow_the_law_of_plain_sampling(folders):
 
 
 def test_sampling_with_transferred_probabilities_runs_and_repeats(folders):
-    plan = Plan(TokenTiming(folders["words"], 6, "transferred"))
+    plan = Plan(TokenTiming(folders["words"], 6, "transferred", threshold=0.0))
     first, again = (answer("qwen2_5_vl", plan, temperature=1.0, seed=5) for _ in range(2))
     assert first.tokens == again.tokens
     assert sum(first.report.drafted) > 0

@@ -44,7 +44,7 @@ def answer(kind: str, plan: Plan | None = None, **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava", "llama"])
 def test_greedy_tokens_are_those_of_plain_decoding(folders, kind, method, drafter):
-    technique = UniversalAssistedDecoding(method, folders[drafter], num_draft=5)
+    technique = UniversalAssistedDecoding(method, folders[drafter], num_draft=5, threshold=0.0)
     if (method, drafter) == ("tli", "bytes"):
         with pytest.raises(FitError, match=r"but no token of .* is one of random-.*: use method=slem"):
             Plan(technique).check(random_family(kind))
@@ -55,7 +55,11 @@ def test_greedy_tokens_are_those_of_plain_decoding(folders, kind, method, drafte
 @pytest.mark.parametrize("method", METHODS)
 def test_a_drafter_with_the_targets_tokenizer_does_what_speculative_sampling_does(folders, method):
     """The same drafts, so the same acceptances, round by round."""
-    ours = answer("llama", Plan(UniversalAssistedDecoding(method, folders["words"], num_draft=4)), max_new_tokens=30)
+    ours = answer(
+        "llama",
+        Plan(UniversalAssistedDecoding(method, folders["words"], num_draft=4, threshold=0.0)),
+        max_new_tokens=30,
+    )
     known = answer("llama", Plan(SpeculativeSampling(draft=folders["words"], num_draft=4)), max_new_tokens=30)
     assert ours.tokens == known.tokens
     assert ours.report.accepted == known.report.accepted
@@ -75,7 +79,7 @@ def test_the_narrowed_law_is_normalised_over_shared_tokens_and_zero_elsewhere():
     drafter, target = elvi.load("tiny-drafter-bpe", device="cpu"), random_family("qwen2_5_vl")
     run, sampler = Run(target, Plan()), Sampler(1.0, seed=3)
     prefill(run, None, QUESTION)
-    technique = UniversalAssistedDecoding("tli", "tiny-drafter-bpe", num_draft=4)
+    technique = UniversalAssistedDecoding("tli", "tiny-drafter-bpe", num_draft=4, threshold=0.0)
     ids = target.tokenizer.encode("frame 1 : a", add_special_tokens=False)
     draft = technique.start(run, None, sampler).propose(ids, 9)
     pairs = shared(drafter, target)
@@ -100,14 +104,14 @@ def second_token_law(family, temperature: float) -> torch.Tensor:
     return (logits / temperature).softmax(-1) @ (second / temperature).softmax(-1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sampled_tokens_follow_the_law_of_plain_sampling(folders, method):
+@pytest.mark.parametrize(("method", "threshold"), [("slem", 0.0), ("tli", 0.0), ("tli", 0.05)])
+def test_sampled_tokens_follow_the_law_of_plain_sampling(folders, method, threshold):
     family, temperature, trials = random_family("llama"), 4.0, 200
     law = second_token_law(family, temperature)
     cell = torch.zeros(len(law), dtype=torch.long)
     cell[law.argsort(descending=True)] = (law.sort(descending=True).values.cumsum(0) * 5).long().clamp(max=4)
     expected = torch.zeros(5).index_add_(0, cell, law) * trials
-    plan = Plan(UniversalAssistedDecoding(method, folders["words"], num_draft=1))
+    plan = Plan(UniversalAssistedDecoding(method, folders["words"], num_draft=1, threshold=threshold))
     counts, drafted, accepted = torch.zeros(5), 0, 0
     for seed in range(trials):
         out = answer("llama", plan, temperature=temperature, seed=seed, max_new_tokens=3)

@@ -186,8 +186,8 @@ def _seconds(family: Family, clip: Clip, plan: Plan) -> float:
 
 def prompt_lookup(family: Family) -> Ratio:
     """Tokens a second with drafts looked up in the text / the same by transformers."""
-    technique = SpeculativeSampling(draft="ngram", num_draft=LOOKUP, max_ngram=2)
-    theirs = {"prompt_lookup_num_tokens": LOOKUP, "max_matching_ngram_size": 2}
+    technique = SpeculativeSampling(draft="ngram", num_draft=LOOKUP)
+    theirs = {"prompt_lookup_num_tokens": LOOKUP}
     what = f"tokens a second on {family.name}, {technique!r} / transformers' prompt lookup, same answers"
     return Ratio("prompt-lookup", what, spread(_against(family, technique, theirs)), 1.2, None)
 

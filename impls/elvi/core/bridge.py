@@ -85,27 +85,34 @@ class TextDrafting:
         text = self.target.family.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [] if text.endswith(BROKEN) else _encode(self.run.family, text)
 
-    def draft(self, context: list[int], count: int, *, drawn: bool, allowed: Tensor | None = None) -> Drafted:
+    def draft(
+        self, context: list[int], count: int, *, drawn: bool, threshold: float = 0.0, allowed: Tensor | None = None
+    ) -> Drafted:
         """Up to `count` tokens after the context: drawn at the sampler's temperature, else the best; an end ends it.
 
-        allowed: bool [V] of the drafter's own vocabulary, to which its law is narrowed.
+        threshold: drafting stops where no token is as likely as this, before one is drawn, so that the law of those
+        that are drawn stays what it is said to be; allowed: bool [V] of the drafter's own vocabulary, to which its law
+        is narrowed.
         """
         self._read(context)
         tokens: list[int] = []
         laws: list[Tensor] = []
         logits = self.logits
-        while True:
+        while len(tokens) < count:
             logits = logits[: self.run.family.vocabulary]
             if allowed is not None:
                 logits = logits.masked_fill(~allowed, float("-inf"))
+            if threshold and float(logits.softmax(-1).max()) < threshold:
+                break
             law = self.sampler.probs(logits) if drawn else logits
             token = self._draw(law) if drawn else int(logits.argmax())
             tokens, laws = [*tokens, token], [*laws, law]
             if len(tokens) == count or token in self.run.family.eos:
-                return Drafted(tokens, laws)
+                break
             logits = forward(self.run, [token], [0])[0]
             self.run.commit()
             self.held.append(token)
+        return Drafted(tokens, laws)
 
     def _read(self, context: list[int]) -> None:
         """Bring the cache to the context, keeping what they share; `logits` [V] are those after it."""
@@ -134,7 +141,7 @@ class TextDrafting:
         tail = [token for token in ids[-LOOKBEHIND:] if token not in own.special_tokens]
         found = _encode(own, _decode(own, tail) + text)
         new = found[len(tail) :] if found[: len(tail)] == tail else _encode(own, text)
-        if drafted[-1] in other.eos:
+        if drafted and drafted[-1] in other.eos:
             new.append(min(own.eos))
         strange = own.special_tokens - own.eos
         return new[: next((place for place, token in enumerate(new) if token in strange), len(new))]

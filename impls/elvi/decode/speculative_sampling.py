@@ -42,7 +42,8 @@ class SpeculativeSampling:
 
     draft: "auto" (the shipped drafter of the target if there is one, else "ngram"), "ngram", "self" (the target), or a
     model as `elvi.load` takes it, which must share the target's vocabulary; num_draft: gamma, how deep a draft is;
-    branching: distinct first tokens of a draft; max_ngram: longest ending of the text that is looked up.
+    branching: distinct first tokens of a draft; max_ngram, min_ngram: longest and shortest ending of the text that is
+    looked up (one token that occurred before says little about what comes next).
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SHARED_VOCAB, Fact.ROW_PURE})
@@ -55,11 +56,13 @@ class SpeculativeSampling:
     num_draft: int = 5
     branching: int = 1
     max_ngram: int = 3
+    min_ngram: int = 2
 
     def __post_init__(self) -> None:
         check_range(self, "num_draft", 0, 64)
         check_range(self, "branching", 1, 16)
         check_range(self, "max_ngram", 1, 16)
+        check_range(self, "min_ngram", 1, self.max_ngram)
 
     @property
     def shape(self) -> Shape:
@@ -92,7 +95,7 @@ class _Lookup:
         technique, text = self.technique, np.concatenate([self.prompt, ids])
         tokens: list[int] = []
         parents: list[int] = []
-        for start in _continuations(text, technique.max_ngram)[: technique.branching]:
+        for start in _continuations(text, technique.max_ngram, technique.min_ngram)[: technique.branching]:
             chain = text[start : start + min(technique.num_draft, limit)].tolist()
             parents += [-1, *range(len(tokens), len(tokens) + len(chain) - 1)][: len(chain)]
             tokens += chain
@@ -102,9 +105,9 @@ class _Lookup:
         """Nothing is kept between rounds: the text is all there is."""
 
 
-def _continuations(text: np.ndarray, max_ngram: int) -> list[int]:
+def _continuations(text: np.ndarray, max_ngram: int, min_ngram: int) -> list[int]:
     """Where the longest ending of the text that occurred before was continued: first places, distinct next tokens."""
-    for size in range(min(max_ngram, len(text) - 1), 0, -1):
+    for size in range(min(max_ngram, len(text) - 1), min_ngram - 1, -1):
         windows = np.lib.stride_tricks.sliding_window_view(text[:-1], size)
         starts = np.flatnonzero((windows == text[-size:]).all(-1)) + size
         if len(starts):

@@ -50,7 +50,7 @@ class TokenTiming:
 
     draft: "auto" (the text drafter that ships for the target), or a model as `elvi.load` takes it; num_draft: tokens of
     the drafter per round; q_mode: "point" or "transferred" (approximate when sampling); band: half width of the warping
-    band.
+    band; threshold: drafting stops where the drafter gives no token as much.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.ROW_PURE})
@@ -62,10 +62,12 @@ class TokenTiming:
     num_draft: int = 8
     q_mode: str = "point"
     band: int = 8
+    threshold: float = 0.4
 
     def __post_init__(self) -> None:
         check_range(self, "num_draft", 0, 64)
         check_range(self, "band", 0, 1_000)
+        check_range(self, "threshold", 0, 1)
         check_choice(self, "q_mode", "point", "transferred")
 
     @property
@@ -93,7 +95,8 @@ class _Timed:
             context = self.drafter.spell(ids)
         if not context or not self.technique.num_draft:
             return Draft()
-        drafted = self.drafter.draft(context, self.technique.num_draft, drawn=self.transfer)
+        technique = self.technique
+        drafted = self.drafter.draft(context, technique.num_draft, drawn=self.transfer, threshold=technique.threshold)
         with time("bridge"):
             proxy = self.drafter.respell(ids, context, drafted.tokens)[:limit]
             if not self.transfer or not proxy:

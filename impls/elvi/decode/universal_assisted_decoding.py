@@ -46,7 +46,8 @@ class UniversalAssistedDecoding:
     """Draft with a text model that has its own tokenizer; lossless.
 
     method: "slem" or "tli"; draft: "auto" (the text drafter that ships for the target), or a model as `elvi.load` takes
-    it; num_draft: tokens of the drafter per round.
+    it; num_draft: tokens of the drafter per round; threshold: drafting stops where the drafter gives no token as much
+    (transformers' assistant_confidence_threshold, which it uses within one vocabulary only).
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.ROW_PURE})
@@ -59,9 +60,11 @@ class UniversalAssistedDecoding:
     method: str = "slem"
     draft: str = "auto"
     num_draft: int = 8
+    threshold: float = 0.4
 
     def __post_init__(self) -> None:
         check_range(self, "num_draft", 0, 64)
+        check_range(self, "threshold", 0, 1)
         check_choice(self, "method", "slem", "tli")
 
     def fit(self, family: Family) -> None:
@@ -93,7 +96,8 @@ class _Strings:
         return self._draft(ids, context, limit)
 
     def _draft(self, ids: list[int], context: list[int], limit: int) -> Draft:
-        drafted = self.drafter.draft(context, self.technique.num_draft, drawn=False).tokens
+        technique = self.technique
+        drafted = self.drafter.draft(context, technique.num_draft, drawn=False, threshold=technique.threshold).tokens
         with self.target.meter.time("bridge"):
             return Draft.chain(self.drafter.respell(ids, context, drafted)[:limit])
 
@@ -112,10 +116,12 @@ class _Tokens(_Strings):
 
     def _draft(self, ids: list[int], context: list[int], limit: int) -> Draft:
         count, drawn = min(self.technique.num_draft, limit), not self.sampler.greedy
-        drafted = self.drafter.draft(context, count, drawn=drawn, allowed=self.allowed)
+        options = {"threshold": self.technique.threshold, "allowed": self.allowed}
+        drafted = self.drafter.draft(context, count, drawn=drawn, **options)
         with self.target.meter.time("bridge"):
             tokens = [self.shared[token] for token in drafted.tokens]
-            return Draft.chain(tokens, torch.stack([self._law(law) for law in drafted.laws]) if drawn else None)
+            laws = [self._law(law) for law in drafted.laws] if drawn else []
+            return Draft.chain(tokens, torch.stack(laws) if laws else None)
 
     def _law(self, law: Tensor) -> Tensor:
         """The drafter's law [V of the drafter] over the target's tokens [V of its head]."""
