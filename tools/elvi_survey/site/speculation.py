@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from elvi_survey.site.figures import picture
 from elvi_survey.site.results import Result, cells
 
+KEPT = 0.98  # of the unmodified model's right answers; less is said in a sentence
 WIDTH, LINE = 160.0, 14.0  # of the picture in a table row
 PARTS = (
     ("draft_share", "drafting", "f-mark"),
@@ -75,6 +76,11 @@ class Group:
     @property
     def slower(self) -> list[Row]:
         return [row for row in self.rows if row.speed < 1]
+
+    @property
+    def costly(self) -> list[Row]:
+        """Rows that keep less than 98 % of the quality."""
+        return [row for row in self.rows if row.retained is not None and row.retained < KEPT]
 
     def relaxed(self) -> Iterator[tuple[Row, float, float | None]]:
         """(row, share relaxed, accepted tokens by the law) of rules that relax verification, strict rows first.
