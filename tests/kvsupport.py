@@ -12,8 +12,9 @@ from torch import Tensor
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
-from elvi.core.run import LayerView, Run
+from elvi.core.run import Run
 from elvi.core.tokens import Tokens
+from elvi.core.views import LayerView
 
 QUESTION = "in frame 2 what color is at top left ?"
 TOKENS = [11, 40, 23, 57, 8, 31, 62, 19, 45, 28, 36, 50]  # decoded whatever the model would say

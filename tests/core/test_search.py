@@ -9,7 +9,7 @@ from support import random_family
 
 from elvi import cli
 from elvi.bench import search
-from elvi.core.run import Skip
+from elvi.core.views import Skip
 
 LAYERS = 8
 USELESS = Skip(frozenset({2, 4, 5, 7}), frozenset({3, 6}))

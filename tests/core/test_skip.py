@@ -9,7 +9,8 @@ from support import LastSlots, clip_for, random_family
 import elvi
 from elvi.core.generate import forward, prefill
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Skip
+from elvi.core.run import Run
+from elvi.core.views import Skip
 
 QUESTION = "what color is the star ?"
 LAYERS = 3

@@ -10,8 +10,9 @@ import elvi
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
-from elvi.core.run import LayerView, Run
+from elvi.core.run import Run
 from elvi.core.tokens import budget, top
+from elvi.core.views import LayerView
 from elvi.decode.calibquant import CalibQuant
 from elvi.decode.snapkv import SnapKV, observers
 from elvi.decode.streamingllm import StreamingLLM

@@ -12,7 +12,8 @@ import elvi
 from elvi.core.accept import Path, Sampler
 from elvi.core.generate import decode, forward, generate, prefill
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Skip
+from elvi.core.run import Run
+from elvi.core.views import Skip
 from elvi.decode.draft_and_verify import DraftAndVerify, SelfDrafting
 from elvi.errors import BudgetError, FitError
 

@@ -9,8 +9,9 @@ from trained import chosen_and_random
 
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Seen
+from elvi.core.run import Run
 from elvi.core.tokens import Tokens
+from elvi.core.views import Seen
 from elvi.encode.visionzip import VisionZip, merged, owners
 from elvi.errors import BudgetError
 

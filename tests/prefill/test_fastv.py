@@ -10,8 +10,9 @@ from trained import chosen_and_random
 from elvi.core.accept import Draft
 from elvi.core.generate import generate, prefill, verify
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Seen
+from elvi.core.run import Run
 from elvi.core.tokens import Tokens, budget
+from elvi.core.views import Seen
 from elvi.errors import BudgetError, FitError
 from elvi.prefill.fastv import FastV, last_row_score
 

@@ -10,7 +10,8 @@ from trained import trained
 import elvi
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
-from elvi.core.run import LayerView, Run
+from elvi.core.run import Run
+from elvi.core.views import LayerView
 from elvi.errors import BudgetError
 from elvi.prefill.xattention import XAttention, antidiagonal, block_mass, select
 

@@ -16,8 +16,8 @@ from elvi.core.plan import Encoded, Keep, Layer, Reduce, SelectFrames
 
 if TYPE_CHECKING:
     from elvi.core.facts import Fact
-    from elvi.core.run import LayerView, Seen
     from elvi.core.tokens import Tokens
+    from elvi.core.views import LayerView, Seen
     from elvi.media import Clip
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
-from elvi.core.run import Skip
+from elvi.core.views import Skip
 from elvi.decode.draft_and_verify import DraftAndVerify
 from elvi.errors import ElviError
 from elvi.tiny import speech

@@ -12,7 +12,8 @@ from torch import Tensor
 from elvi.core.accept import Draft, Path, Sampler, accept_exact
 from elvi.core.meter import Report
 from elvi.core.plan import Plan
-from elvi.core.run import Run, Seen, Skip
+from elvi.core.run import Run
+from elvi.core.views import Seen, Skip
 from elvi.core.walk import walk
 from elvi.errors import BudgetError, FitError
 

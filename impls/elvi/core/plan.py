@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from elvi.core.accept import Draft, Path, Sampler
-    from elvi.core.run import LayerView, Run, Seen
+    from elvi.core.run import Run
     from elvi.core.store import LayerStore
     from elvi.core.tokens import Tokens
+    from elvi.core.views import LayerView, Seen
     from elvi.families.family import Family
     from elvi.media import Clip
 

@@ -11,7 +11,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from elvi.core.run import Run, Seen
+from elvi.core.run import Run
+from elvi.core.views import Seen
 
 if TYPE_CHECKING:
     from elvi.core.tokens import Tokens

@@ -30,8 +30,8 @@ from elvi.core.tokens import top
 from elvi.errors import BudgetError, FitError, check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import LayerView
     from elvi.core.store import LayerStore
+    from elvi.core.views import LayerView
 
 SHRINK_KEYS, SHRINK_VALUES = 0.5, 0.3  # c, used at one bit only
 FEW_BITS = 2  # up to so many, logits are calibrated

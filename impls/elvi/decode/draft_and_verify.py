@@ -34,7 +34,8 @@ from elvi.core.accept import Draft
 from elvi.core.accept import Path as Accepted
 from elvi.core.facts import Fact
 from elvi.core.generate import forward
-from elvi.core.run import Run, Skip
+from elvi.core.run import Run
+from elvi.core.views import Skip
 from elvi.errors import BudgetError, FitError, check_choice, check_range
 
 if TYPE_CHECKING:

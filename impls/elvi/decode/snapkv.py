@@ -28,8 +28,8 @@ from elvi.core.tokens import budget, top
 from elvi.errors import BudgetError, check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import LayerView
     from elvi.core.tokens import Tokens
+    from elvi.core.views import LayerView
 
 SHORTEST = 8  # rows of the window, however short the question is
 

@@ -36,8 +36,9 @@ from elvi.families.load import load_drafter
 if TYPE_CHECKING:
     from elvi.core.accept import Sampler
     from elvi.core.plan import Drafting
-    from elvi.core.run import Run, Seen
+    from elvi.core.run import Run
     from elvi.core.tokens import Tokens
+    from elvi.core.views import Seen
     from elvi.families.family import Family
     from elvi.media import Clip
 

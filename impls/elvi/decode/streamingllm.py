@@ -27,7 +27,7 @@ from elvi.core.facts import Fact
 from elvi.errors import check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import LayerView
+    from elvi.core.views import LayerView
 
 
 @dataclass(frozen=True)

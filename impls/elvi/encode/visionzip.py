@@ -31,8 +31,8 @@ from elvi.core.tokens import budget, top
 from elvi.errors import check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import Seen, TowerView
     from elvi.core.tokens import Tokens
+    from elvi.core.views import Seen, TowerView
 
 WITH_CLS, WITHOUT_CLS = -2, -1  # the block of the tower whose output the language model reads
 

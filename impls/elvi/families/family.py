@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from elvi.core.facts import Fact
-from elvi.core.run import TowerView
 from elvi.core.tokens import Tokens
+from elvi.core.views import TowerView
 from elvi.core.walk import attach
 from elvi.errors import FitError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from elvi.core.run import TowerView
+from elvi.core.views import TowerView
 from elvi.families import tower
 from elvi.families.family import Encoding, Family, grid_cells, linear_flops
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from elvi.core.run import TowerView
+from elvi.core.views import TowerView
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -28,8 +28,8 @@ from elvi.core.tokens import budget, top
 from elvi.errors import check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import Seen
     from elvi.core.tokens import Tokens
+    from elvi.core.views import Seen
 
 
 @dataclass(frozen=True)

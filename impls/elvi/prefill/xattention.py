@@ -29,7 +29,7 @@ from elvi.core.facts import Fact
 from elvi.errors import BudgetError, check_range
 
 if TYPE_CHECKING:
-    from elvi.core.run import LayerView
+    from elvi.core.views import LayerView
 
 
 @dataclass(frozen=True)
