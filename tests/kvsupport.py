@@ -12,7 +12,9 @@ from torch import Tensor
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
+from elvi.core.rows import Dense
 from elvi.core.run import Run
+from elvi.core.store import LayerStore
 from elvi.core.tokens import Tokens
 from elvi.core.views import LayerView
 
@@ -69,4 +71,6 @@ def view_of(keys: Tensor, query: Tensor, *, visual: Tensor | None = None, row: T
     layout = Tokens(index[:, None].float(), index[None], index, cell, torch.ones_like(index), index)
     row = index.expand(keys.shape[:2]) if row is None else row
     query_row = index[count - query.shape[1] :]
-    return LayerView(0, keys, keys, row, query, query_row, keys.shape[-1] ** -0.5, layout)
+    store = LayerStore()
+    store.rows = Dense(keys, keys.clone(), row)
+    return LayerView(0, store, query, query_row, keys.shape[-1] ** -0.5, layout)

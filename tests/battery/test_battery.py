@@ -170,7 +170,7 @@ def test_bytes_are_those_of_the_storage_that_is_allocated(identifier, family):
     run = prefilled(family("tiny-qwen"), alone(technique), clip())
     allocated = 0
     for layer in run.store.layers:
-        allocated += layer._keys.untyped_storage().nbytes() + layer._values.untyped_storage().nbytes()
+        allocated += layer.rows.keys.untyped_storage().nbytes() + layer.rows.values.untyped_storage().nbytes()
         allocated += layer.packed.nbytes if layer.packed is not None else 0
     assert run.store.nbytes == allocated
 

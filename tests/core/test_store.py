@@ -10,8 +10,9 @@ from support import clip_for, random_family
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
+from elvi.core.rows import GROWTH
 from elvi.core.run import Run
-from elvi.core.store import GROWTH, LayerStore
+from elvi.core.store import LayerStore
 from elvi.core.tokens import top
 
 HEADS, WIDTH = 2, 4
@@ -63,7 +64,7 @@ def fresh(count, device, start=0):
 
 
 def allocated(store):
-    return store._keys.untyped_storage().nbytes() + store._values.untyped_storage().nbytes()
+    return store.rows.keys.untyped_storage().nbytes() + store.rows.values.untyped_storage().nbytes()
 
 
 def assert_holds(store, oracle):
@@ -118,7 +119,7 @@ def test_a_branch_of_a_tree_is_moved_to_the_front_of_the_tail(device):
     store.commit([0, 2, 5])
     assert store.row[0].tolist() == [0, 1, 2, 3, 5, 8]
     assert store.read()[0][0, :, 0].tolist() == [0, 1, 2, 3, 5, 8]
-    assert store.committed == 6
+    assert (store.length, store.tail) == (6, 0)
 
 
 def test_a_branch_is_accepted_even_when_nothing_else_is_held(device):
@@ -148,7 +149,7 @@ def test_a_buffer_grows_only_when_it_is_full(device):
     buffers = set()
     for row in range(1, 2 * GROWTH):
         store.write(*fresh(1, device, start=row))
-        buffers.add(store._keys.data_ptr())
+        buffers.add(store.rows.keys.data_ptr())
     assert len(buffers) == 2
     assert store.read()[0][0, :, 0].tolist() == list(range(2 * GROWTH))
 
@@ -226,7 +227,7 @@ def test_rolling_windows_hold_the_accepted_rows_only():
 def test_windows_are_forgotten_when_nobody_will_ask_again():
     run = prefilled(Watch(rolling=False))
     assert [rows for _, rows in run.plan.techniques[0].seen[0]] == [run.layout.row[-3:].tolist()] * 3
-    run.prefilling = False
+    run.phase = "answer"
     verify(run, 5, Draft())
     assert run.recent == {}
 
@@ -243,7 +244,7 @@ def test_a_view_recomputes_the_attention_of_the_eager_kernel(kind):
     finally:
         family.model.set_attn_implementation({"text_config": "elvi"})
     for layer, (query, rows) in enumerate(watch.seen[0]):
-        view = run.view(layer, query, torch.tensor(rows), run.store.layers[layer].read())
+        view = run.view(watch, layer, query, torch.tensor(rows))
         torch.testing.assert_close(view.attention(), eager.attentions[layer][0, :, -5:], atol=1e-5, rtol=1e-4)
 
 
@@ -258,7 +259,7 @@ def test_cropped_rows_are_gone_and_writing_goes_on_behind_them():
     store.write(keys, -keys, rows)
     store.commit()
     store.crop(4)
-    assert (store.length, store.committed) == (4, 4)
+    assert (store.length, store.tail) == (4, 0)
     store.write(keys[:, :1] + 9, keys[:, :1], torch.tensor([4]))
     assert store.read()[0][0, :, 0].tolist() == [0, 1, 2, 3, 9]
     assert store.row[0].tolist() == [0, 1, 2, 3, 4]

@@ -11,10 +11,11 @@ from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.scores import observers
 from elvi.core.tokens import budget, top
 from elvi.core.views import LayerView
 from elvi.decode.calibquant import CalibQuant
-from elvi.decode.snapkv import SnapKV, observers
+from elvi.decode.snapkv import SnapKV
 from elvi.decode.streamingllm import StreamingLLM
 
 CLIPS = range(10_020, 10_024)

@@ -7,7 +7,8 @@ from support import clip_for, random_family
 
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
-from elvi.decode.snapkv import SHORTEST, SnapKV, observers, window_score
+from elvi.core.scores import SHORTEST, observers, window_score
+from elvi.decode.snapkv import SnapKV
 from elvi.errors import BudgetError
 
 

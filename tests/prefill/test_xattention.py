@@ -11,6 +11,7 @@ import elvi
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.store import LayerStore
 from elvi.core.views import LayerView
 from elvi.errors import BudgetError
 from elvi.prefill.xattention import XAttention, antidiagonal, block_mass, select
@@ -24,7 +25,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def view_of(query: torch.Tensor, keys: torch.Tensor) -> LayerView:
     rows = torch.arange(keys.shape[1], device=keys.device)
-    return LayerView(0, keys, keys, rows.expand(len(keys), -1), query, rows, 1.0, None)
+    store = LayerStore()
+    store.write(keys, keys, rows)
+    return LayerView(0, store, query, rows, 1.0, None)
 
 
 def masses(logits: torch.Tensor, stride: int, block: int) -> torch.Tensor:

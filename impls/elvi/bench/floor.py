@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvi.core.plan import Encoded, Keep, Layer, Reduce, SelectFrames
+from elvi.core.plan import Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
+from elvi.core.store import Kept
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from elvi.core.facts import Fact
     from elvi.core.tokens import Tokens
     from elvi.core.views import LayerView, Seen
@@ -68,7 +71,7 @@ class RandomTokens(_Random):
 
 @dataclass(frozen=True)
 class RandomSlots(_Random):
-    """As many random visual slots of each head as the technique kept; text slots are those that it kept."""
+    """As many random visual slots of each head as the technique kept near; text slots are those that it kept."""
 
     rolling: ClassVar[bool] = False
 
@@ -76,18 +79,27 @@ class RandomSlots(_Random):
     def window(self) -> int:
         return self.of.window
 
-    def keep(self, views: list[LayerView]) -> list[Tensor | None]:
-        chosen = self.of.keep(views)
-        return [None if slots is None else self._slots(view, slots) for view, slots in zip(views, chosen)]
+    @property
+    def inputs(self) -> bool:
+        return getattr(self.of, "inputs", False)
 
-    def _slots(self, view: LayerView, slots: Tensor) -> Tensor:
-        kept = torch.zeros_like(view.visual).scatter_(1, slots, True)
-        count = (kept & view.visual).sum(-1, keepdim=True)
-        generator = torch.Generator().manual_seed(self.seed * 1000 + view.layer)
-        score = torch.rand(view.row.shape, generator=generator).to(slots.device).masked_fill(~view.visual, -1.0)
-        rank = score.argsort(dim=-1, descending=True).argsort(dim=-1)
-        stays = torch.where(view.visual, rank < count, kept)
-        return stays.nonzero()[:, 1].view(slots.shape)
+    def keep(self, views: list[LayerView]) -> list[list[Tensor] | None]:
+        chosen = self.of.keep(views)
+        return [None if kept is None else self._slots(view, kept) for view, kept in zip(views, chosen)]
+
+    def _slots(self, view: LayerView, kept: Kept | Tensor | Sequence[Tensor]) -> list[Tensor]:
+        near = kept.slots if isinstance(kept, Kept) else kept
+        drawn = []
+        for head, slots in enumerate(near):
+            visual = view.visual[head]
+            stays = torch.zeros_like(visual).index_fill(0, slots, True)
+            count = int((stays & visual).sum())
+            places = visual.nonzero()[:, 0]
+            seed = (self.seed * 1000 + view.layer) * 1000 + head
+            stays &= ~visual
+            stays[places[_draw(len(places), count, seed).to(places.device)]] = True
+            drawn.append(stays.nonzero()[:, 0])
+        return drawn
 
 
 def twin(technique: Any, seed: int) -> _Random | None:
@@ -96,7 +108,7 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomFrames(technique, seed)
     if isinstance(technique, Reduce):
         return RandomTokens(technique, seed)
-    if isinstance(technique, Keep) and not technique.rolling:
+    if isinstance(technique, Keep) and not (technique.rolling or isinstance(technique, Fetch)):
         return RandomSlots(technique, seed)
     return None
 

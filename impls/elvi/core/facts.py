@@ -13,6 +13,7 @@ class Fact(Enum):
     UNIT_MASS = "every visual token stands for exactly one patch of the input"
     CLS_TOKEN = "the vision tower has a class token"
     SAME_KEYS_PER_HEAD = "all heads of a layer hold the same tokens in the cache"
+    SAME_LENGTH_PER_HEAD = "all heads of a layer hold the same number of tokens in the cache"
     SAME_LENGTH_PER_LAYER = "all layers hold the same number of tokens in the cache"
     SETTLED = "the cached rows of the prompt stay as they are once the prompt is read"
     EXACT_VALUES = "the cache holds keys and values in full precision"

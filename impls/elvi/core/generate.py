@@ -108,7 +108,7 @@ def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Te
         hidden = walk(prompt.fill(visual), run)
         logits = family.head(hidden[-1:])[0]
     run.commit()
-    run.prefilling = False
+    run.phase = "answer"
     return clip, logits
 
 
@@ -195,6 +195,8 @@ def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
         generated_tokens=len(ids),
         kv_bytes=kv_bytes,
         kv_bytes_end=run.store.nbytes,
+        kv_far_bytes=run.store.far_bytes,
+        kv_read_bytes=meter.kv_read_bytes / meter.forwards if meter.forwards else None,
         forwards=meter.forwards,
         drafted=meter.drafted,
         accepted=meter.accepted,

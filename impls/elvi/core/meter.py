@@ -34,6 +34,7 @@ class Meter:
     prefill_flops: float = 0.0
     cached_visual_tokens: float = 0.0
     forwards: int = 0
+    kv_read_bytes: int = 0
     accepted: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
 
@@ -65,7 +66,8 @@ class Report:
     """What one generation cost, with the units in the names.
 
     visual_tokens per seam: `encoded` by the tower, `reduced` before the language model, `prefill_mean` over its layers,
-    `cache_mean` over layers and heads of the cache after the prompt. kv_bytes: that cache; kv_bytes_end: at the end.
+    `cache_mean` over layers and heads of the cache after the prompt. kv_bytes: that cache; kv_bytes_end: at the end;
+    kv_far_bytes: what a second tier holds besides; kv_read_bytes: of either tier read per decoding forward, on average.
     forwards: decoding forwards of the target (the prefill is not one of them); acceptance_length: tokens emitted per
     such forward. select_s is also part of the stage in which it falls, draft_start_s (the drafter reads
     the prompt) and bridge_s (between two tokenizers) are part of draft_s. flops: of tower and prefill, as shapes imply,
@@ -81,6 +83,8 @@ class Report:
     generated_tokens: int
     kv_bytes: int
     kv_bytes_end: int
+    kv_far_bytes: int
+    kv_read_bytes: float | None
     forwards: int
     drafted: list[int]
     accepted: list[int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from elvi.core.accept import Draft, Path, Sampler
     from elvi.core.run import Run
-    from elvi.core.store import LayerStore
+    from elvi.core.store import Kept, LayerStore
     from elvi.core.tokens import Tokens
-    from elvi.core.views import LayerView, Seen
+    from elvi.core.views import Fetched, LayerView, Seen
     from elvi.families.family import Family
     from elvi.media import Clip
 
@@ -81,9 +81,11 @@ class Attend(Protocol):
 
 @runtime_checkable
 class Keep(Protocol):
-    """Which slots [H, b] (ascending) each layer keeps when rows are committed; None keeps all.
+    """Which slots (ascending) the heads of each layer keep when rows are committed; None keeps all.
 
     `window`: how many last query rows the views carry; `rolling`: act after every round, not only after the prompt.
+    With a true attribute `streams`, clips are read piece by piece (a time step each), and it acts after each piece too;
+    with a true attribute `inputs`, its views carry the prompt's rows as they entered the layer's attention.
     """
 
     @property
@@ -91,7 +93,18 @@ class Keep(Protocol):
 
     rolling: ClassVar[bool]
 
-    def keep(self, views: list[LayerView]) -> list[Tensor | None]: ...
+    def keep(self, views: list[LayerView]) -> Sequence[Kept | Tensor | Sequence[Tensor] | None]: ...
+
+
+@runtime_checkable
+class Fetch(Protocol):
+    """Which rows of the second tier each query row reads, besides all that is in the first one.
+
+    Per head the slots [Q, m] (-1: none, for rows that read fewer), counted along `view.store.far`; None of all heads:
+    none at all. What a row reads may depend on that row only. `looked` bytes were read to decide.
+    """
+
+    def fetch(self, view: LayerView) -> Fetched: ...
 
 
 @runtime_checkable
@@ -153,6 +166,7 @@ class Plan:
                 self.layer_reducers.setdefault(reducer.at.index, []).append(reducer)
         self.attends: list[Attend] = [t for t in self.techniques if isinstance(t, Attend)]
         self.keeps: list[Keep] = [t for t in self.techniques if isinstance(t, Keep)]
+        self.fetchers: list[Fetch] = [t for t in self.techniques if isinstance(t, Fetch)]
         self.codecs: list[Codec] = [t for t in self.techniques if isinstance(t, Codec)]
         self.drafters: list[Drafter] = [t for t in self.techniques if isinstance(t, Drafter)]
         self.accepts: list[Accept] = [t for t in self.techniques if isinstance(t, Accept)]
@@ -170,6 +184,16 @@ class Plan:
         return {layer for reducer in self.encoded for layer in getattr(reducer, "tower_layers", ())}
 
     @property
+    def streams(self) -> bool:
+        """Whether clips are read piece by piece."""
+        return any(getattr(keep, "streams", False) for keep in self.keeps)
+
+    @property
+    def inputs(self) -> bool:
+        """Whether a technique looks at what enters the attention of the layers."""
+        return any(getattr(keep, "inputs", False) for keep in self.keeps)
+
+    @property
     def hidden_layer(self) -> int | None:
         """The layer whose output is looked at while drafts are judged; negative ones count from the last."""
         return next((getattr(accept, "hidden_layer", None) for accept in self.accepts), None)
@@ -184,6 +208,7 @@ class Plan:
         self._check_single(self.drafters, "draft")
         self._check_single(self.accepts, "decide which drafts stand")
         self._check_single(self.codecs, "pack the cache")
+        self._check_single(self.fetchers, "fetch from the second tier of the cache")
         if self.accepts and not self.drafters:
             name = type(self.accepts[0]).__name__
             raise PlanError(f"{name} decides which drafts stand, but nothing in the plan drafts: add a drafter.", name)
@@ -227,12 +252,14 @@ class Plan:
 
 
 def seam(technique: Any) -> tuple[int, int]:
-    """Where along the lifecycle a technique acts first."""
+    """Where along the lifecycle a technique acts first; those that have the clip read in pieces come before all."""
+    if getattr(technique, "streams", False):
+        return -1, 0
     if isinstance(technique, SelectFrames):
         return 0, 0
     if isinstance(technique, Reduce):
         return (1, 0) if isinstance(technique.at, Encoded) else (2, technique.at.index)
-    for place, protocol in enumerate((Keep, Codec, Attend, Drafter, Accept), start=3):
+    for place, protocol in enumerate((Keep, Fetch, Codec, Attend, Drafter, Accept), start=3):
         if isinstance(technique, protocol):
             return place, 0
     raise PlanError(

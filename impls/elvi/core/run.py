@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from elvi.core.meter import Meter
 from elvi.core.store import Store
-from elvi.core.views import LayerView, Skip, attention_rows
+from elvi.core.views import LayerView, Phase, Skip
 
 if TYPE_CHECKING:
     from elvi.core.plan import Plan
@@ -31,13 +31,15 @@ class Run:
         self.plan = plan
         self.store = Store(family.num_layers)
         self.meter = Meter(family)
-        self.prefilling = True
+        self.phase: Phase = "prompt"
         self.layout: Tokens
         self.question: str | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
         self.skip: Skip | None = None  # None: nothing is skipped, and what is read counts
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
+        self.inputs: dict[int, Tensor] = {}
+        self.memory: dict[tuple[int, int], dict[str, Any]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.watched_layer = None if plan.hidden_layer is None else plan.hidden_layer % family.num_layers
         self.entered: Tokens
@@ -53,10 +55,26 @@ class Run:
         self.next_row = len(prompt.layout)
         self.question_attention = torch.zeros(len(prompt.layout), device=prompt.layout.hidden.device)
 
-    def view(self, layer: int, query: Tensor, query_row: Tensor, key_value: tuple[Tensor, Tensor]) -> LayerView:
-        """The cache of one layer as techniques see it; key_value [H, K, d] as `LayerStore.read` returns them."""
-        row = self.store.layers[layer].row
-        return LayerView(layer, *key_value, row, query, query_row, self.family.scaling, self.layout)
+    @property
+    def prefilling(self) -> bool:
+        """Whether the prompt, or a piece of it, is being read."""
+        return self.phase != "answer"
+
+    def view(self, technique: Any, layer: int, query: Tensor, query_row: Tensor) -> LayerView:
+        """The cache of one layer as the technique sees it."""
+        return LayerView(
+            layer,
+            self.store.layers[layer],
+            query,
+            query_row,
+            self.family.scaling,
+            self.layout,
+            self.family,
+            self.phase,
+            self.tree,
+            self.inputs.get(layer),
+            self.memory.setdefault((id(technique), layer), {}),
+        )
 
     def attended(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
         """Remember what later stages of this forward pass will ask for; nothing is remembered without need."""
@@ -65,7 +83,7 @@ class Run:
         if self.prefilling and layer + 1 in self.plan.layer_reducers:
             self.last = (query, key, scaling)
         if self.prefilling and self.plan.question_attention:
-            self._note_question(query, key, scaling)
+            self._note_question(layer, query)
         if self.window:
             rows = self.store.rows
             if not self.prefilling and layer in self.recent:
@@ -76,22 +94,31 @@ class Run:
             first = max(0, query.shape[1] - self.window) if self.prefilling else 0
             self.recent[layer] = (query[:, first:].clone(), rows[first:])
 
-    def _note_question(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def _note_question(self, layer: int, query: Tensor) -> None:
         """Add one layer to `question_attention` [N]: what the question pays each row of the prompt, over all heads."""
         asking = torch.isin(self.store.rows, self.question_rows).nonzero()[:, 0]
-        paid = attention_rows(query[:, asking], key, asking, scaling).mean(dim=(0, 1))
-        self.question_attention.index_add_(0, self.store.rows, paid / self.family.num_layers)
+        if len(asking):
+            paid = self.view(None, layer, query[:, asking], self.store.rows[asking]).attention().mean(1)  # [Hq, K]
+            row = self.store.layers[layer].row
+            share = paid.view(*row.shape[:1], -1, row.shape[1]).mean(1) / (row.shape[0] * self.family.num_layers)
+            self.question_attention.index_add_(0, row.flatten(), share.flatten())
 
     @property
     def window(self) -> int:
         """How many query rows the techniques still to come will ask for."""
-        return max((keep.window for keep in self.plan.keeps if self.prefilling or keep.rolling), default=0)
+        return max((keep.window for keep in self.plan.keeps if self._acts(keep) or keep.rolling), default=0)
+
+    def _acts(self, keep: Any) -> bool:
+        """Whether a Keep acts at the end of this phase."""
+        if self.phase == "piece":
+            return getattr(keep, "streams", False)
+        return self.phase == "prompt" or keep.rolling
 
     @property
     def cached_visual_tokens(self) -> float:
         """Visual tokens in the cache, mean over layers and heads."""
         visual = torch.nn.functional.pad(self.layout.visual, (0, self.next_row - len(self.layout)))
-        counts = [visual[store.row].float().sum(-1).mean() for store in self.store.layers]
+        counts = [(visual[store.row] & (store.row >= 0)).float().sum(-1).mean() for store in self.store.layers]
         return float(torch.stack(counts).mean())
 
     def crop(self, row: int) -> None:
@@ -116,25 +143,25 @@ class Run:
             self._settle_queries(accepted)
         with self.meter.time("select"):
             for keep in self.plan.keeps:
-                if self.prefilling or keep.rolling:
+                if self._acts(keep):
                     self._keep(keep)
-            if self.prefilling:
+            if self.phase == "prompt":
                 for codec in self.plan.codecs:
                     for layer, store in enumerate(self.store.layers):
-                        codec.pack(self._committed_view(layer), store)
+                        codec.pack(self._committed_view(codec, layer), store)
+        self.inputs.clear()
         if self.prefilling and not any(keep.rolling and keep.window for keep in self.plan.keeps):
             self.recent.clear()
 
-    def _keep(self, keep) -> None:
-        views = [self._committed_view(layer) for layer in range(len(self.store.layers))]
-        for store, slots in zip(self.store.layers, keep.keep(views)):
-            if slots is not None and slots.shape[1] < store.length:
-                store.gather(slots)
+    def _keep(self, keep: Any) -> None:
+        views = [self._committed_view(keep, layer) for layer in range(len(self.store.layers))]
+        for store, kept in zip(self.store.layers, keep.keep(views)):
+            if kept is not None:
+                store.gather(kept)
 
-    def _committed_view(self, layer: int) -> LayerView:
+    def _committed_view(self, technique: Any, layer: int) -> LayerView:
         empty = torch.empty(0)
-        query, rows = self.recent.get(layer, (empty, empty))
-        return self.view(layer, query, rows, self.store.layers[layer].read())
+        return self.view(technique, layer, *self.recent.get(layer, (empty, empty)))
 
     def _settle_queries(self, accepted: list[int] | None) -> None:
         count = len(self.store.rows)

@@ -6,12 +6,19 @@ which of them were accepted, so rolling back a draft is exact. Dropping rows fre
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-GROWTH = 64  # rows by which a full buffer grows
+from elvi.core.rows import Dense, Ragged, held, joined
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from elvi.core.rows import Parts
 
 
 class Packed(Protocol):
@@ -25,104 +32,135 @@ class Packed(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What stays of one layer.
+
+    slots: of every head, ascending: one tensor [H, b], or H tensors of any length; far: slots that move to the second
+    tier; keys, values: for every head [b_h, d] in place of those that the slots hold (merging changes them).
+    """
+
+    slots: Tensor | Sequence[Tensor]
+    far: Tensor | Sequence[Tensor] | None = None
+    keys: Sequence[Tensor] | Tensor | None = None
+    values: Sequence[Tensor] | Tensor | None = None
+
+
 class LayerStore:
     """One layer's cache. Slots are ordered: packed rows first, then rows in full precision.
 
-    `row` [H, K] tells for every slot the row number of its token in the sequence (see `Tokens.row`).
+    `row` [H, K] tells for every slot the row number of its token in the sequence (see `Tokens.row`; PAD in front of
+    heads that hold fewer than others). `far`: a second tier in main memory, whose rows are read only where a technique
+    fetches them.
     """
 
     def __init__(self) -> None:
+        self.rows: Dense | Ragged | None = None
+        self.far: Dense | Ragged | None = None
         self.packed: Packed | None = None
         self._packed_row: Tensor | None = None
-        self._keys = self._values = self._row = torch.empty(0)
-        self._length = 0
-        self.committed = 0
+        self.tail = 0  # rows at the end that are not committed
 
     @property
     def length(self) -> int:
-        """Slots held by each head, the uncommitted tail included."""
-        return self._length + self._packed_length
+        """Slots held by the fullest head, the uncommitted tail included."""
+        return (0 if self.rows is None else self.rows.longest) + self._packed_length
 
     @property
     def _packed_length(self) -> int:
         return 0 if self._packed_row is None else self._packed_row.shape[1]
 
     @property
+    def by_head(self) -> bool:
+        """Whether heads have to be read one by one: they hold different numbers of rows, or some in the second tier."""
+        return self.far is not None or isinstance(self.rows, Ragged)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of allocated key and value storage (the row index is bookkeeping and not counted)."""
-        return self._keys.nbytes + self._values.nbytes + (0 if self.packed is None else self.packed.nbytes)
+        """Bytes of allocated key and value storage (row numbers are bookkeeping and not counted), second tier apart."""
+        return _allocated(self.rows) + (0 if self.packed is None else self.packed.nbytes)
+
+    @property
+    def far_bytes(self) -> int:
+        """Bytes of allocated storage in the second tier."""
+        return _allocated(self.far)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the slots themselves, without room to grow: what attention over all of them reads."""
+        used = 0 if self.rows is None else sum(self.rows.lengths) * row_bytes(self.rows)
+        return used + (0 if self.packed is None else self.packed.nbytes)
 
     @property
     def row(self) -> Tensor:
-        row = self._row[:, : self._length]
+        row = torch.empty(0) if self.rows is None else self.rows.row
         return row if self._packed_row is None else torch.cat([self._packed_row, row], dim=1)
 
     def write(self, keys: Tensor, values: Tensor, row: Tensor) -> None:
         """Append rows as a tail: keys, values [H, n, d], row [n]."""
-        heads, count = keys.shape[:2]
-        row = row.expand(heads, count)
-        if self._length == 0:
-            self._keys, self._values, self._row = keys, values, row.clone()
+        if self.rows is None:
+            self.rows = Dense(keys, values, row.expand(keys.shape[:2]).clone())
         else:
-            self._reserve(self._length + count)
-            span = slice(self._length, self._length + count)
-            self._keys[:, span], self._values[:, span], self._row[:, span] = keys, values, row
-        self._length += count
+            self.rows.append(keys, values, row)
+        self.tail += len(row)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """keys, values [H, K, d] of all slots."""
-        keys, values = self._keys[:, : self._length], self._values[:, : self._length]
+        """keys, values [H, K, d] of all slots but those of the second tier."""
+        assert self.rows is not None, "rows are written before they are read"
+        keys, values = self.rows.read()
         if self.packed is None:
             return keys, values
         packed_keys, packed_values = self.packed.unpack()
         return torch.cat([packed_keys, keys], dim=1), torch.cat([packed_values, values], dim=1)
 
-    def gather(self, slot: Tensor) -> None:
-        """Keep only these slots [H, b] of each head and free the rest. Packed rows cannot be gathered."""
+    def gather(self, kept: Kept | Tensor | Sequence[Tensor]) -> None:
+        """Keep only these slots of each head and free the rest. Packed rows cannot be gathered."""
         if self.packed is not None:
             raise RuntimeError("rows were packed before they were selected")
-        wide = slot[..., None].expand(*slot.shape, self._keys.shape[-1])
-        self._keys, self._values = self._keys.gather(1, wide), self._values.gather(1, wide)
-        self._row = self._row.gather(1, slot)
-        self._length = self.committed = slot.shape[1]
+        kept = kept if isinstance(kept, Kept) else Kept(kept)
+        near = self._taken(kept.slots)
+        if kept.far is not None:
+            moved = held(*([part.cpu() for part in parts] for parts in self._taken(kept.far)))
+            self.far = moved if self.far is None else joined(self.far, moved)
+        keys, values = kept.keys, kept.values
+        self.rows = held(near[0] if keys is None else [*keys], near[1] if values is None else [*values], near[2])
+        self.tail = 0
+
+    def _taken(self, slots: Tensor | Sequence[Tensor]) -> Parts:
+        """The rows at these slots of every head, which count as in `row`: from the first one of the longest head."""
+        assert self.rows is not None
+        index = [chosen - self.rows.longest + length for chosen, length in zip(slots, self.rows.lengths)]
+        keys, values, row = ([part[at] for part, at in zip(parts, index)] for parts in self.rows.parts())
+        return keys, values, row
 
     def pack(self, packed: Packed, slot: Tensor) -> None:
         """Replace the full-precision slots [H, m] by their packed form; the others stay, in order."""
-        rest = torch.ones(self._row[:, : self._length].shape, dtype=torch.bool, device=slot.device)
-        rest.scatter_(1, slot, False)
-        remaining = rest.nonzero()[:, 1].view(slot.shape[0], self._length - slot.shape[1])
-        packed_row = self._row.gather(1, slot)
+        assert isinstance(self.rows, Dense)
+        rest = torch.ones(self.rows.row.shape, dtype=torch.bool, device=slot.device).scatter_(1, slot, False)
+        remaining = rest.nonzero()[:, 1].view(slot.shape[0], self.rows.longest - slot.shape[1])
+        packed_row = self.rows.row.gather(1, slot)
         self.gather(remaining)
         self.packed, self._packed_row = packed, packed_row
-        self.committed = self.length
 
     def commit(self, accepted: list[int] | None = None) -> None:
         """Accept tail rows, given by their place in the tail (None: all of them), and drop the others."""
-        start = self.committed - self._packed_length
-        if accepted is not None and accepted != list(range(self._length - start)):
-            if accepted != list(range(len(accepted))):
-                source = torch.tensor(accepted, device=self._keys.device) + start
-                target = slice(start, start + len(accepted))
-                self._keys[:, target], self._values[:, target] = self._keys[:, source], self._values[:, source]
-                self._row[:, target] = self._row[:, source]
-            self._length = start + len(accepted)
-        self.committed = self.length
+        if self.rows is not None and accepted is not None and accepted != list(range(self.tail)):
+            self.rows.keep_last(self.tail, accepted)
+        self.tail = 0
 
     def crop(self, length: int) -> None:
         """Forget all slots from `length` on, committed ones too. Packed rows cannot be cropped."""
         if self.packed is not None:
             raise RuntimeError("rows were packed before they were cropped")
-        self._length = self.committed = min(length, self._length)
+        if self.rows is not None and length < self.rows.longest:
+            self.rows.keep_last(self.rows.longest - length, [])
+        self.tail = 0
 
-    def _reserve(self, length: int) -> None:
-        if length <= self._keys.shape[1]:
-            return
-        grown = []
-        for old in (self._keys, self._values, self._row):
-            new = old.new_empty(old.shape[0], length + GROWTH, *old.shape[2:])
-            new[:, : self._length] = old[:, : self._length]
-            grown.append(new)
-        self._keys, self._values, self._row = grown
+    def fork(self) -> LayerStore:
+        """A copy that may go its own way. It shares the second tier as it is now, to which it must not add."""
+        copied = copy.copy(self)
+        copied.rows, copied.far = copy.deepcopy(self.rows), copy.copy(self.far)
+        return copied
 
 
 class Store:
@@ -133,19 +171,43 @@ class Store:
         self.rows = torch.empty(0, dtype=torch.long)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """What transformers' attention modules call: key, value [1, H, n, d] in, all slots [1, H, K, d] out."""
-        self.layers[layer].write(key[0], value[0], self.rows)
-        keys, values = self.layers[layer].read()
+        """What transformers' attention modules call: key, value [1, H, n, d] in, all slots [1, H, K, d] out.
+
+        A layer whose heads are read one by one hands its new rows back: attention reads the others from the store.
+        """
+        store = self.layers[layer]
+        store.write(key[0], value[0], self.rows)
+        if store.by_head:
+            return key, value
+        keys, values = store.read()
         return keys[None], values[None]
 
     def commit(self, accepted: list[int] | None = None) -> None:
         for layer in self.layers:
             layer.commit(accepted)
 
+    def fork(self) -> Store:
+        copied = Store(0)
+        copied.layers, copied.rows = [layer.fork() for layer in self.layers], self.rows
+        return copied
+
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def far_bytes(self) -> int:
+        return sum(layer.far_bytes for layer in self.layers)
+
+    @property
     def lengths(self) -> list[int]:
         return [layer.length for layer in self.layers]
+
+
+def row_bytes(rows: Dense | Ragged) -> int:
+    """Bytes of one row's key and value in one head."""
+    return 2 * rows.keys.shape[-1] * rows.keys.element_size()
+
+
+def _allocated(rows: Dense | Ragged | None) -> int:
+    return 0 if rows is None else rows.keys.nbytes + rows.values.nbytes

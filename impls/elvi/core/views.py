@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,11 @@ from torch import Tensor
 from elvi.errors import FitError
 
 if TYPE_CHECKING:
+    from elvi.core.store import LayerStore
     from elvi.core.tokens import Tokens
+    from elvi.families.family import Family
+
+Phase = Literal["piece", "prompt", "answer"]
 
 
 @dataclass(frozen=True)
@@ -70,34 +75,73 @@ class TowerView:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer's cache as Keep, Attend and Codec see it.
+    """One layer's cache as Keep, Attend, Fetch and Codec see it.
 
-    keys, values [H, K, d]; row [H, K] row number of each slot; query [Hq, Q, d] post-RoPE queries (the rows in flight
-    for Attend, the last `window` prompt rows for Keep) and query_row [Q] their row numbers.
+    query [Hq, Q, d]: post-RoPE queries (the rows in flight for Attend and Fetch, the last `window` prompt rows for
+    Keep), query_row [Q] their row numbers; tree bool [Q, T]: which of the last T slots the rows in flight may read
+    (None: all before them). phase: "piece" (of a stream), "prompt" (the whole prompt) or "answer". inputs [N, D]: what
+    entered the layer's attention, if the technique asked for it. memory: what this technique remembers of this layer
+    for the length of the run.
     """
 
     layer: int
-    keys: Tensor
-    values: Tensor
-    row: Tensor
+    store: LayerStore
     query: Tensor
     query_row: Tensor
     scaling: float
     layout: Tokens
+    family: Family | None = None
+    phase: Phase = "prompt"
+    tree: Tensor | None = None
+    inputs: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def _read(self) -> tuple[Tensor, Tensor]:
+        return self.store.read()
+
+    @property
+    def keys(self) -> Tensor:
+        """[H, K, d], post-RoPE; read when asked for, copied and padded if heads hold different numbers of rows."""
+        return self._read[0]
+
+    @property
+    def values(self) -> Tensor:
+        """[H, K, d]"""
+        return self._read[1]
+
+    @cached_property
+    def row(self) -> Tensor:
+        """[H, K] row number of each slot, PAD where there is none."""
+        return self.store.row
 
     @property
     def visual(self) -> Tensor:
         """bool [H, K]: slots that hold visual tokens (generated rows are text)."""
-        inside = self.row < len(self.layout)
-        return inside & self.layout.visual[self.row.clamp(max=len(self.layout) - 1)]
+        inside = (self.row >= 0) & (self.row < len(self.layout))
+        return inside & self.layout.visual[self.row.clamp(0, len(self.layout) - 1)]
 
     def attention(self) -> Tensor:
         """Causal attention weights [Hq, Q, K] of the view's queries over all slots, in float32."""
         groups = self.query.shape[0] // self.keys.shape[0]
         keys = self.keys.repeat_interleave(groups, dim=0).float()
         logits = self.query.float() @ keys.mT * self.scaling
-        later = self.row.repeat_interleave(groups, dim=0)[:, None, :] > self.query_row[None, :, None]
-        return logits.masked_fill(later, float("-inf")).softmax(-1)
+        row = self.row.repeat_interleave(groups, dim=0)[:, None, :]
+        return logits.masked_fill((row > self.query_row[None, :, None]) | (row < 0), float("-inf")).softmax(-1)
+
+    def positions(self, row: Tensor) -> Tensor:
+        """Rotary positions [P, ...] of rows [...], generated ones too."""
+        total = len(self.layout)
+        given = self.layout.position[:, row.clamp(0, total - 1)]
+        return torch.where(row < total, given, self.layout.position[0, -1] + 1 + row - total)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What the rows in flight read of the second tier: per head slots [Q, m], -1 for none; see Fetch in the plan."""
+
+    slots: list[Tensor]
+    looked: int = 0
 
 
 def attention_rows(query: Tensor, key: Tensor, rows: Tensor, scaling: float) -> Tensor:

@@ -11,8 +11,10 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from elvi.core.heads import attend_by_head
 from elvi.core.run import Run
-from elvi.core.views import Seen
+from elvi.core.store import row_bytes
+from elvi.core.views import Fetched, Seen
 
 if TYPE_CHECKING:
     from elvi.core.tokens import Tokens
@@ -36,6 +38,8 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
                 embeddings = _rotary(text, tokens)
             run.meter.layer(len(tokens), int(tokens.visual.sum()))
         run.store.rows = tokens.row
+        if run.prefilling and run.plan.inputs:
+            run.inputs[index] = layer.input_layernorm(tokens.hidden)
         tokens = tokens.with_hidden(_through(layer, index, tokens.hidden[None], embeddings, run)[0])
         if index == run.watched_layer:
             run.watched = tokens
@@ -89,17 +93,38 @@ def attention(module, query, key, value, attention_mask, *, scaling: float, run:
     kernel = ALL_ATTENTION_FUNCTIONS[module.config.elvi_kernel]
     if run is None:
         return kernel(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    mask = _mask(run, module.layer_idx, query[0], key[0], value[0])
-    run.attended(module.layer_idx, query[0], key[0], scaling)
-    if mask is None:
+    layer = module.layer_idx
+    store = run.store.layers[layer]
+    mask = _mask(run, layer, query[0])
+    fetched = _fetched(run, layer, query[0])
+    run.attended(layer, query[0], key[0], scaling)
+    if store.by_head:
+        assert store.rows is not None
+        out = attend_by_head(query[0], store.rows, store.far, fetched, mask, scaling)[None]
+    elif mask is None:
         return kernel(module, query, key, value, None, scaling=scaling, **kwargs)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask[None], scale=scaling, enable_gqa=True)
+    else:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask[None], scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
+def _fetched(run: Run, layer: int, query: Tensor) -> Fetched | None:
+    """What is fetched from the second tier, where there is one; in decoding, what is read is counted."""
+    store, fetched = run.store.layers[layer], None
+    if store.far is not None and run.plan.fetchers:
+        technique = run.plan.fetchers[0]
+        fetched = technique.fetch(run.view(technique, layer, query, run.store.rows))
+    if not run.prefilling and run.skip is None:
+        run.meter.kv_read_bytes += store.held_bytes
+        if fetched is not None and store.far is not None:
+            rows = sum(int((slots >= 0).sum()) for slots in fetched.slots)
+            run.meter.kv_read_bytes += rows * row_bytes(store.far) + fetched.looked
+    return fetched
+
+
+def _mask(run: Run, layer: int, query: Tensor) -> Tensor | None:
     """What the rows in flight may read: None (plain causal), or bool / float [Hq or 1, Q, K]."""
-    count, keys = query.shape[1], key.shape[1]
+    count, keys = query.shape[1], run.store.layers[layer].length
     mask = None
     if run.tree is not None:
         mask = torch.ones(1, count, keys, dtype=torch.bool, device=query.device)
@@ -109,7 +134,7 @@ def _mask(run: Run, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Te
     for technique in run.plan.attends:
         if not (technique.prefill if run.prefilling else technique.decode):
             continue
-        extra = technique.attend(run.view(layer, query, run.store.rows, (key, value)))
+        extra = technique.attend(run.view(technique, layer, query, run.store.rows))
         if extra is not None:
             mask = _combine(_causal(count, keys, query) if mask is None else mask, extra)
     return mask

@@ -48,7 +48,7 @@ class CalibQuant:
     bits: int = 1
     lowering: float = 3.0
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SETTLED})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SETTLED, Fact.SAME_LENGTH_PER_HEAD})
     breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.EXACT_VALUES})
     lossless: ClassVar[bool] = False
     prefill: ClassVar[bool] = False

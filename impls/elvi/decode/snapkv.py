@@ -24,14 +24,12 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
+from elvi.core.scores import observers, pooled, window_score
 from elvi.core.tokens import budget, top
 from elvi.errors import BudgetError, check_range
 
 if TYPE_CHECKING:
-    from elvi.core.tokens import Tokens
     from elvi.core.views import LayerView
-
-SHORTEST = 8  # rows of the window, however short the question is
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class SnapKV:
     window: int = 32
     kernel: int = 5
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT, Fact.SAME_LENGTH_PER_HEAD})
     breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_KEYS_PER_HEAD})
     lossless: ClassVar[bool] = False
     rolling: ClassVar[bool] = False
@@ -73,22 +71,3 @@ class SnapKV:
         score = pooled(window_score(view, rows).masked_fill(inside, 0.0), self.kernel)
         # Scores are at most 1, so the window outranks them, and its latest rows come first.
         return top(torch.where(inside, 2.0 + view.row, score), count)
-
-
-def observers(query_row: Tensor, layout: Tokens, window: int) -> int:
-    """How many of the last rows observe: at most `window` and the text after the last picture, but 8 if there are."""
-    visual = layout.visual.nonzero()[:, 0]
-    text = len(layout) - int(visual[-1]) - 1 if len(visual) else len(layout)
-    return min(window, max(text, SHORTEST), len(query_row))
-
-
-def window_score(view: LayerView, rows: int) -> Tensor:
-    """Mean attention [H, K] that every slot receives from the last `rows` queries and the query heads of its group."""
-    heads = view.keys.shape[0]
-    weights = view.attention()[:, -rows:].mean(1)  # [Hq, K]
-    return weights.view(heads, -1, weights.shape[-1]).mean(1)
-
-
-def pooled(score: Tensor, kernel: int) -> Tensor:
-    """Moving average [H, K] of odd width; beyond the ends there is zero, which counts."""
-    return torch.nn.functional.avg_pool1d(score[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]

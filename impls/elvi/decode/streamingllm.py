@@ -40,7 +40,7 @@ class StreamingLLM:
     num_sinks: int = 4
     recent: int = 128
 
-    needs: ClassVar[frozenset[Fact]] = frozenset()
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_LENGTH_PER_HEAD})
     breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.SETTLED})
     lossless: ClassVar[bool] = False
     prefill: ClassVar[bool] = False

@@ -1,0 +1,73 @@
+"""Attention over a cache whose heads are read one by one: ragged rows, and rows fetched from the second tier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from elvi.core.rows import Dense, Ragged
+    from elvi.core.views import Fetched
+
+
+def attend_by_head(
+    query: Tensor,
+    near: Dense | Ragged,
+    far: Dense | Ragged | None,
+    fetched: Fetched | None,
+    mask: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Output [Hq, Q, d] of queries [Hq, Q, d] over all rows of the first tier and those fetched from the second.
+
+    mask bool or float [Hq or 1, Q, K] over the slots of `near` as its `row` lists them; None: causal.
+    """
+    groups = query.shape[0] // len(near.lengths)
+    count, longest = query.shape[1], near.longest
+    if mask is None and count > 1:
+        mask = torch.ones(1, count, longest, dtype=torch.bool, device=query.device).tril(longest - count)
+    out = []
+    for head, length in enumerate(near.lengths):
+        asking = query[head * groups : (head + 1) * groups]  # [G, Q, d]
+        keys, values = near.head(head)
+        allowed = None
+        if mask is not None:
+            own = mask if mask.shape[0] == 1 else mask[head * groups : (head + 1) * groups]
+            allowed = own[:, :, longest - length :].expand(groups, -1, -1)
+        if far is None or fetched is None or not fetched.slots[head].shape[1]:
+            rows = None if allowed is None else allowed.flatten(0, 1)
+            read = scaled_dot_product_attention(
+                asking.flatten(0, 1)[None], keys[None], values[None], attn_mask=rows, scale=scaling
+            )[0]
+            out.append(read.view(groups, count, -1))
+        else:
+            out.append(_with_fetched(asking, (keys, values), far.head(head), fetched.slots[head], allowed, scaling))
+    return torch.cat(out)
+
+
+def _with_fetched(
+    asking: Tensor,
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor],
+    slots: Tensor,
+    allowed: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """[G, Q, d]: every row reads its own slots [Q, m] of `far` and what it is allowed [G, Q, n] of `near`."""
+    count, wanted = slots.shape
+    place = slots.clamp(min=0).to(far[0].device)
+    keys, values = (
+        torch.cat([there[place].to(here.device), here.expand(count, *here.shape)], dim=1)
+        for there, here in zip(far, near)
+    )
+    there = (slots >= 0).to(asking.device).expand(len(asking), count, wanted)
+    here = torch.ones(1, dtype=torch.bool, device=asking.device).expand(len(asking), count, near[0].shape[0])
+    here = here if allowed is None else allowed
+    if here.dtype != torch.bool:
+        there = torch.zeros_like(there, dtype=here.dtype).masked_fill(~there, float("-inf"))
+    reads = torch.cat([there, here], dim=-1).transpose(0, 1)  # [Q, G, m + n]
+    read = scaled_dot_product_attention(asking.transpose(0, 1), keys, values, attn_mask=reads, scale=scaling)
+    return read.transpose(0, 1)

@@ -1,0 +1,65 @@
+"""What the rows of a layer's cache receive from queries: the scores that methods of choosing rows start from.
+
+No attention matrix of the whole prompt is ever held: rows are recomputed from queries and keys, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from elvi.core.tokens import Tokens
+    from elvi.core.views import LayerView
+
+SHORTEST = 8  # rows of an observation window, however short the question is
+WHOLE_PROMPT = 1 << 40  # the window of a technique that needs the queries of all rows
+CHUNK = 256  # query rows looked at together
+
+
+def observers(query_row: Tensor, layout: Tokens, window: int) -> int:
+    """How many of the last rows observe: at most `window` and the text after the last picture, but 8 if there are.
+
+    Questions about pictures are often shorter than windows made for long texts, and visual tokens are judged by text.
+    """
+    visual = layout.visual.nonzero()[:, 0]
+    text = len(layout) - int(visual[-1]) - 1 if len(visual) else len(layout)
+    return min(window, max(text, SHORTEST), len(query_row))
+
+
+def window_score(view: LayerView, rows: int) -> Tensor:
+    """Mean attention [H, K] that every slot receives from the last `rows` queries and the query heads of its group."""
+    return grouped(view.attention()[:, -rows:].mean(1), view.keys.shape[0])
+
+
+def pooled(score: Tensor, kernel: int) -> Tensor:
+    """Moving average [H, K] of odd width; beyond the ends there is zero, which counts."""
+    return torch.nn.functional.avg_pool1d(score[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
+
+
+def column_sums(view: LayerView) -> Tensor:
+    """Attention [H, K] that every slot receives from all queries of the view, mean over its group of query heads."""
+    total = sum((weights.sum(1) for weights in chunks(view)), start=torch.zeros((), device=view.query.device))
+    return grouped(total, view.keys.shape[0])
+
+
+def row_entropy(view: LayerView) -> Tensor:
+    """Entropy [Hq, Q] in nats of what every query of the view attends to."""
+    return torch.cat([-torch.xlogy(weights, weights).sum(-1) for weights in chunks(view)], dim=1)
+
+
+def chunks(view: LayerView) -> Iterator[Tensor]:
+    """Attention weights [Hq, c, K] of c queries of the view after c others."""
+    for start in range(0, view.query.shape[1], CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield replace(view, query=view.query[:, rows], query_row=view.query_row[rows]).attention()
+
+
+def grouped(score: Tensor, heads: int) -> Tensor:
+    """Mean over the query heads [Hq, ...] that share a key-value head: [H, ...]."""
+    return score.view(heads, -1, *score.shape[1:]).mean(1)

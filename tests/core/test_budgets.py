@@ -1,0 +1,86 @@
+"""Integer budgets: exact sums within limits, in proportion, ties to the lower index."""
+
+import pytest
+import torch
+from kvsupport import prefilled
+
+from elvi.core.budgets import best_of_all, check_window, pyramid, split
+from elvi.core.scores import WHOLE_PROMPT, chunks, column_sums, row_entropy
+from elvi.errors import BudgetError
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_split_adds_up_exactly_and_respects_its_limits(seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.rand(7, generator=generator) ** 4
+    most, least = torch.randint(5, 40, (7,), generator=generator), torch.randint(0, 5, (7,), generator=generator)
+    for total in (0, 3, 50, 120, 1000):
+        budgets = split(weight, total, most, least)
+        assert budgets.sum() == min(max(total, int(least.sum())), int(most.sum()))
+        assert (least <= budgets).all()
+        assert (budgets <= most).all()
+
+
+def test_a_split_is_proportional_where_nothing_is_capped():
+    assert split(torch.tensor([1.0, 2.0, 5.0]), 80, 100).tolist() == [10, 20, 50]
+    assert split(torch.tensor([1.0, 2.0, 5.0]), 80, 40).tolist() == [13, 27, 40]
+    assert split(torch.tensor([1.0, 1.0, 1.0]), 5, 9).tolist() == [2, 2, 1]
+
+
+def test_a_split_without_weights_is_even():
+    assert split(torch.zeros(4), 10, 100).tolist() == [3, 3, 2, 2]
+    assert split(torch.tensor([1.0, 0.0, 0.0]), 10, 4).tolist() == [4, 3, 3]
+
+
+@pytest.mark.parametrize("beta", [1, 4, 20])
+@pytest.mark.parametrize("layers", [1, 2, 9])
+def test_a_pyramid_falls_and_keeps_its_mean(layers, beta):
+    budgets = pyramid(layers, 40, 1000, beta)
+    assert budgets.sum() == layers * 40
+    assert (budgets.diff() <= 0).all()
+    if beta == 1:
+        assert budgets.tolist() == [40] * layers
+
+
+def test_a_pyramid_on_a_short_prompt_keeps_all_of_it_at_the_bottom():
+    budgets = pyramid(5, 40, 60, 20)
+    assert budgets[0] == 60
+    assert budgets.sum() == 200
+
+
+def test_the_best_of_all_heads_keep_the_most_mass_that_can_be_kept():
+    score = torch.rand(4, 30, generator=torch.Generator().manual_seed(0)) ** 3
+    counts = best_of_all(score, 40)
+    kept = sum(row.topk(int(count)).values.sum() for row, count in zip(score, counts))
+    assert counts.sum() == 40
+    assert kept >= sum(row.topk(10).values.sum() for row in score)
+    assert best_of_all(torch.ones(2, 3), 4).tolist() == [3, 1]
+
+
+def test_a_budget_below_the_window_is_refused_in_one_sentence():
+    with pytest.raises(BudgetError, match="asked to keep 3 rows a head, fewer than the 8"):
+        check_window(object(), 3, 8)
+    check_window(object(), 8, 8)
+
+
+class All:
+    needs = breaks = frozenset()
+    lossless, rolling, window = True, False, WHOLE_PROMPT
+
+    def keep(self, views):
+        self.views = views
+        return [None] * len(views)
+
+
+@torch.inference_mode()
+def test_column_sums_and_entropies_in_chunks_are_those_of_the_whole_matrix(monkeypatch):
+    everything = All()
+    prefilled(everything)
+    monkeypatch.setattr("elvi.core.scores.CHUNK", 7)
+    for view in everything.views:
+        weights = view.attention()
+        assert len(list(chunks(view))) > 3
+        columns = weights.sum(1).view(len(view.keys), -1, weights.shape[-1]).mean(1)
+        torch.testing.assert_close(column_sums(view), columns, atol=1e-5, rtol=1e-4)
+        entropy = torch.special.entr(weights).sum(-1)
+        torch.testing.assert_close(row_entropy(view), entropy, atol=1e-5, rtol=1e-4)
