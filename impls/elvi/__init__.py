@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elvi.core.generate import Output, generate
     from elvi.core.plan import Plan
+    from elvi.core.stream import Stream
     from elvi.discover import list_techniques, technique
     from elvi.errors import BudgetError, ElviError, FitError, PlanError
     from elvi.families.load import load
@@ -35,6 +36,7 @@ _HOME = {
     "Output": "elvi.core.generate",
     "Plan": "elvi.core.plan",
     "PlanError": "elvi.errors",
+    "Stream": "elvi.core.stream",
     "generate": "elvi.core.generate",
     "list_techniques": "elvi.discover",
     "load": "elvi.families.load",
@@ -52,6 +54,7 @@ __all__ = [
     "Output",
     "Plan",
     "PlanError",
+    "Stream",
     "generate",
     "list_techniques",
     "load",

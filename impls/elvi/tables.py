@@ -83,6 +83,9 @@ def _costs(report: dict[str, Any], baseline: dict[str, Any] | None) -> Table:
     row("time to first token", lambda source: source["ttft_s"], "{:.1f} ms", 1000)
     row("time per output token", lambda source: source["tpot_s"], "{:.2f} ms", 1000)
     row("KV cache after the prompt", lambda source: source["kv_bytes"], "{:.2f} MiB", 2**-20)
+    if report["kv_far_bytes"]:
+        row("second tier of the KV cache", lambda source: source["kv_far_bytes"], "{:.2f} MiB", 2**-20)
+    row("KV read per decoding forward", lambda source: source["kv_read_bytes"], "{:.2f} MiB", 2**-20)
     row("decoding forwards", lambda source: source["forwards"], "{:.0f}")
     row("tokens per decoding forward", lambda source: source["acceptance_length"], "{:.2f}")
     return table

@@ -10,8 +10,9 @@ import torch
 
 import elvi
 from elvi.core.generate import generate, prefill
-from elvi.core.plan import Accept, Drafter, Encoded, Keep, Plan, Reduce
+from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.seams import Accept, Drafter, Encoded, Keep, Reduce
 from elvi.errors import ElviError, FitError, PlanError
 from elvi.media import Clip
 from elvi.spec import whole

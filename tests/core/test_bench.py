@@ -16,7 +16,8 @@ from elvi.bench.measure import Protocol
 from elvi.bench.prompts import prompts
 from elvi.core.accept import accept_exact
 from elvi.core.generate import Output, generate
-from elvi.core.plan import Encoded, Plan
+from elvi.core.plan import Plan
+from elvi.core.seams import Encoded
 from elvi.errors import BudgetError, ElviError
 from elvi.tiny.data import sample
 

@@ -10,7 +10,7 @@ from support import noise_clip, random_family
 
 from elvi import cli, discover, spec
 from elvi.core.facts import Fact
-from elvi.core.plan import Layer
+from elvi.core.seams import Layer
 from elvi.media import write_video
 
 

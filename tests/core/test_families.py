@@ -36,7 +36,7 @@ def test_qwen_takes_half_of_a_time_step_from_each_of_its_two_frames():
 
 def test_qwen_positions_are_the_official_ones_for_an_even_clip():
     family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=4)
-    layout = family.prompt(QUESTION, clip, family.encode(clip)).layout
+    layout = family.prompt(QUESTION, clip, family.encode(clip).slots).layout
     inputs = family.inputs(clip, QUESTION)
     names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
     expected, _ = family.model.model.get_rope_index(**{name: inputs[name] for name in names})
@@ -46,7 +46,7 @@ def test_qwen_positions_are_the_official_ones_for_an_even_clip():
 def test_qwen_frames_left_out_leave_a_gap_in_time():
     family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=6)
     chosen = family.take_steps(clip, np.array([0, 4]))
-    layout = family.prompt(QUESTION, chosen, family.encode(chosen)).layout
+    layout = family.prompt(QUESTION, chosen, family.encode(chosen).slots).layout
     time = layout.position[0, layout.visual]
     per_second = family.model.config.vision_config.tokens_per_second
     assert (time.unique() - time.min()).tolist() == [0, 4 * per_second]

@@ -25,7 +25,7 @@ def test_empty_plan_generates_what_the_model_generates(kind):
 
 def test_positions_go_on_from_the_last_token_where_a_long_clip_has_run_ahead_in_time():
     family, clip = elvi.load("tiny-qwen", device="cpu"), elvi.sample(10_000, "needle", 24)
-    layout = family.prompt(clip.question, clip, family.encode(clip)).layout
+    layout = family.prompt(clip.question, clip, family.encode(clip).slots).layout
     assert layout.position.max() > layout.position[0, -1]
     out = generate(family, clip, max_new_tokens=12)
     assert out.tokens == reference(family, clip, 12, clip.question)
@@ -98,4 +98,4 @@ def test_report_counts_visual_tokens_left_in_the_cache():
 
 def _encoded(family, clip):
     clip = family.steps(clip)
-    return clip, family.encode(clip)
+    return clip, family.encode(clip).slots

@@ -6,7 +6,8 @@ from support import random_family
 
 from elvi.core.facts import Fact
 from elvi.core.generate import generate
-from elvi.core.plan import Encoded, Layer, Plan
+from elvi.core.plan import Plan
+from elvi.core.seams import Encoded, Layer
 from elvi.errors import BudgetError, FitError, PlanError, check_range
 
 

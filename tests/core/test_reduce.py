@@ -8,8 +8,9 @@ import torch
 from support import noise_clip, random_family
 
 from elvi.core.generate import prefill
-from elvi.core.plan import Encoded, Layer, Plan
+from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.seams import Encoded, Layer
 from elvi.errors import FitError
 
 QUESTION = "what color is the star ?"

@@ -15,8 +15,8 @@ def walked(family, clip):
     run = Run(family, Plan())
     clip = clip and family.steps(clip)
     encoding = clip and family.encode(clip)
-    prompt = family.prompt(QUESTION, clip, encoding)
-    run.read(prompt, QUESTION)
+    prompt = family.prompt(QUESTION, clip, encoding and encoding.slots)
+    run.extend(prompt.layout)
     return family.head(walk(prompt.fill(encoding and family.project(encoding.tokens)), run))
 
 

@@ -111,7 +111,7 @@ def test_the_drafter_reads_the_pruned_prompt_and_nothing_else(kind, positions):
     kept = (~visual).index_fill(0, visual.nonzero()[:, 0][technique.choose(run.question_attention[visual])], True)
     whole = Run(family, Plan())
     encoding = family.encode(family.steps(clip))
-    prompt = family.prompt(QUESTION, clip, encoding).fill(family.project(encoding.tokens))
+    prompt = family.prompt(QUESTION, clip, encoding.slots).fill(family.project(encoding.tokens))
     hidden = torch.cat([prompt.hidden[kept], family.text.embed_tokens(torch.tensor([11]))])
     last = prompt.position[:, -1:] + 1
     position = torch.cat([prompt.position[:, kept], last], 1)

@@ -9,7 +9,7 @@ from kvsupport import TOKENS, held, prefilled, stepwise
 
 from elvi.core.accept import Draft
 from elvi.core.generate import verify
-from elvi.core.plan import Layer
+from elvi.core.seams import Layer
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.streamingllm import StreamingLLM
 from elvi.errors import BudgetError

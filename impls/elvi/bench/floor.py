@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvi.core.plan import Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
+from elvi.core.seams import Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
 from elvi.core.store import Kept
 
 if TYPE_CHECKING:

@@ -84,7 +84,8 @@ def measure(
     reports = [output.report for _, output in answers]
     seams = {seam: _mean(report.visual_tokens[seam] for report in reports) for seam in reports[0].visual_tokens}
     kv_bytes = _mean(report.kv_bytes for report in reports)
-    reference = baseline or {"visual_tokens": seams, "kv_bytes": kv_bytes}
+    read = _mean(report.kv_read_bytes or 0.0 for report in reports)
+    reference = baseline or {"visual_tokens": seams, "kv_bytes": kv_bytes, "kv_read_bytes": read}
     measured = pairs(family, plan, protocol.timed(family), tick) if timed else []
     clocks = _clocks(measured) if timed else dict.fromkeys(CLOCKS)
     return {
@@ -97,6 +98,9 @@ def measure(
         "kept_share": _share(seams["cache_mean"], reference["visual_tokens"]["cache_mean"]),
         "kv_bytes": kv_bytes,
         "kv_ratio": kv_bytes / reference["kv_bytes"],
+        "kv_far_bytes": _mean(report.kv_far_bytes for report in reports),
+        "kv_read_bytes": read,
+        "kv_read_ratio": _share(read, reference["kv_read_bytes"]),
         **clocks,
         "forwards": _mean(report.forwards for report in reports),
         "acceptance_length": _acceptance(reports) if plan.drafters else None,

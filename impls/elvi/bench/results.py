@@ -81,9 +81,10 @@ class Cell(TypedDict):
 
     same_answers: answers that are the unmodified model's token for token (null in older files). kept_share: visual
     tokens in the cache after the prompt (mean over layers and heads) / the same of the baseline. select_s: time spent
-    choosing what to keep. forwards: decoding forwards; acceptance_length: tokens per decoding forward, null unless the
-    plan drafts. Random cells are not timed: their times are null. The baseline's ratios compare it with itself: the
-    noise of the machine.
+    choosing what to keep. kv_far_bytes: held in a second tier; kv_read_bytes: of either tier read per decoding forward
+    (both missing in older files). forwards: decoding forwards; acceptance_length: tokens per decoding forward, null
+    unless the plan drafts. Random cells are not timed: their times are null. The baseline's ratios compare it with
+    itself: the noise of the machine.
     """
 
     setting: dict[str, Any]
@@ -95,6 +96,9 @@ class Cell(TypedDict):
     kept_share: float
     kv_bytes: float
     kv_ratio: float
+    kv_far_bytes: float
+    kv_read_bytes: float
+    kv_read_ratio: float
     ttft_s: Spread | None
     ttft_ratio: Spread | None
     tpot_s: Spread | None

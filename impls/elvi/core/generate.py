@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from elvi.core.accept import Draft, Path, Sampler, accept_exact
 from elvi.core.meter import Report
+from elvi.core.pieces import Pieces, reduce_encoded
 from elvi.core.plan import Plan
 from elvi.core.run import Run
-from elvi.core.views import Seen, Skip
+from elvi.core.views import Skip
 from elvi.core.walk import walk
 from elvi.errors import BudgetError, FitError
 
 if TYPE_CHECKING:
-    from elvi.core.tokens import Tokens
-    from elvi.families.family import Encoding, Family
+    from collections.abc import Callable
+
+    from elvi.families.family import Family
     from elvi.media import Clip
 
 
@@ -53,12 +56,25 @@ def generate(
     question = question or (clip.question if clip else None)
     if not question:
         raise FitError("No question was asked, so there is nothing to answer: give one.")
-    _check_request(plan, max_new_tokens, temperature)
+    check_request(plan, max_new_tokens, temperature)
     plan.check(family)
     run = Run(family, plan)
-    sampler = Sampler(temperature, seed)
+    return answer(run, lambda: prefill(run, clip, question), max_new_tokens, temperature, seed, ignore_eos=ignore_eos)
+
+
+def answer(
+    run: Run,
+    read: Callable[[], tuple[Clip | None, Tensor]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    *,
+    ignore_eos: bool,
+) -> Output:
+    """Read the prompt (`read` returns what `prefill` does), then decode."""
+    sampler, family = Sampler(temperature, seed), run.family
     with run.meter.time("first_token"):
-        clip, logits = prefill(run, clip, question)
+        clip, logits = read()
         ids = [sampler.pick(logits)]
     kv_bytes = run.store.nbytes
     run.meter.cached_visual_tokens = run.cached_visual_tokens
@@ -96,15 +112,22 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
 def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Tensor]:
     """Read the prompt into the cache. Returns the steps that were looked at and the logits [V] of the first token."""
     family, meter = run.family, run.meter
-    encoding, visual = None, None
     if clip is not None:
         clip = _select_frames(run, clip, question)
+    if clip is not None and run.plan.streams:
+        pieces = Pieces(run)
+        for step in range(len(family.one_per_step(clip))):
+            pieces.read(family.take_steps(clip, np.array([step])))
+        return clip, pieces.ask(question)
+    slots, visual = None, None
+    if clip is not None:
         with meter.time("encode"):
             encoding = family.encode(clip, run.plan.tower_layers)
-        visual = family.project(_reduce_encoded(run, encoding, question))
+        slots, visual = encoding.slots, family.project(reduce_encoded(run, encoding, question))
     with meter.time("prefill"):
-        prompt = family.prompt(question, clip, encoding)
-        run.read(prompt, question)
+        prompt = family.prompt(question, clip, slots)
+        run.extend(prompt.layout)
+        run.asked(question, prompt.question_rows)
         hidden = walk(prompt.fill(visual), run)
         logits = family.head(hidden[-1:])[0]
     run.commit()
@@ -118,18 +141,6 @@ def _select_frames(run: Run, clip: Clip, question: str) -> Clip:
         for selector in run.plan.selectors:
             clip = run.family.take_steps(clip, selector.select_frames(run.family.one_per_step(clip), question))
     return clip
-
-
-def _reduce_encoded(run: Run, encoding: Encoding, question: str) -> Tokens:
-    visual = encoding.tokens
-    run.meter.visual_tokens["encoded"] = len(visual)
-    run.meter.tower_flops = encoding.flops
-    seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower)
-    with run.meter.time("select"):
-        for reducer in run.plan.encoded:
-            visual = reducer.reduce(visual, seen)
-    run.meter.visual_tokens["reduced"] = len(visual)
-    return visual
 
 
 def verify(run: Run, last: int, draft: Draft) -> Tensor:
@@ -163,7 +174,8 @@ def _before_stop(path: Path, draft: Draft, stop: set[int]) -> Path:
     return path
 
 
-def _check_request(plan: Plan, max_new_tokens: int, temperature: float) -> None:
+def check_request(plan: Plan, max_new_tokens: int, temperature: float) -> None:
+    """Raise BudgetError for a length or temperature that cannot be."""
     if max_new_tokens < 1:
         raise BudgetError(f"max_new_tokens={max_new_tokens} leaves no token to generate: use 1 or more.")
     if temperature < 0:
@@ -182,7 +194,7 @@ def _report(run: Run, ids: list[int], kv_bytes: int) -> Report:
     layers = meter.layer_visual_tokens
     visual = {
         **meter.visual_tokens,
-        "prefill_mean": sum(layers) / len(layers),
+        "prefill_mean": sum(layers) / run.family.num_layers,
         "cache_mean": meter.cached_visual_tokens,
     }
     return Report(

@@ -54,11 +54,11 @@ class Meter:
         self.drafted.append(drafted)
         self.accepted.append(accepted)
 
-    def layer(self, tokens: int, visual: int) -> None:
-        """One decoder layer was prefilled with that many tokens."""
+    def layer(self, tokens: int, visual: int, cached: int) -> None:
+        """One decoder layer read that many tokens of the prompt, next to rows that were cached before."""
         self.layer_tokens.append(tokens)
         self.layer_visual_tokens.append(visual)
-        self.prefill_flops += self.family.layer_flops(tokens)
+        self.prefill_flops += self.family.layer_flops(tokens, cached)
 
 
 @dataclass(frozen=True)

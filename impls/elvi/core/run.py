@@ -14,16 +14,16 @@ from elvi.core.views import LayerView, Phase, Skip
 if TYPE_CHECKING:
     from elvi.core.plan import Plan
     from elvi.core.tokens import Tokens
-    from elvi.families.family import Family, Prompt
+    from elvi.families.family import Family
 
 
 class Run:
     """One generation in progress: the cache, what is in flight, and what has been measured.
 
     `layout` is the whole prompt before anything was dropped: positions and cells by row number. Noted only for
-    techniques that ask for it (see Accept and Drafter in the plan): `entered`, the prompt as the language model got it;
-    `watched`, the tokens of the latest forward as they left a layer; `question_attention` [N], what the question's rows
-    pay each row of the prompt, mean over layers, heads and those rows.
+    techniques that ask for it (see Accept and Drafter in the seams): `entered`, the prompt as the language model got
+    it; `watched`, the tokens of the latest forward as they left a layer; `question_attention` [N], what the question's
+    rows pay each row of the prompt, mean over layers, heads and those rows.
     """
 
     def __init__(self, family: Family, plan: Plan) -> None:
@@ -32,7 +32,8 @@ class Run:
         self.store = Store(family.num_layers)
         self.meter = Meter(family)
         self.phase: Phase = "prompt"
-        self.layout: Tokens
+        nothing = torch.empty(0, dtype=torch.long, device=family.device)
+        self.layout = _bare(family.text_tokens(nothing, nothing, nothing))
         self.question: str | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
@@ -46,14 +47,29 @@ class Run:
         self.watched: Tokens
         self.question_attention = torch.empty(0)
 
-    def read(self, prompt: Prompt, question: str) -> None:
-        """Take note of the prompt that is about to be prefilled."""
-        self.layout = prompt.layout
-        self.question, self.question_rows = question, prompt.question_rows
+    @property
+    def num_rows(self) -> int:
+        """Rows of the prompt so far, before anything was dropped."""
+        return len(self.layout)
+
+    def extend(self, layout: Tokens) -> None:
+        """Take note of a prompt, or the next part of one, that is about to be read; hidden states are not kept."""
+        self.layout = self.layout.then(_bare(layout))
         # As `model.generate` counts: on from the last token, though the time axis of a long clip may have run ahead.
-        self.next_position = int(prompt.layout.position[0, -1]) + 1
-        self.next_row = len(prompt.layout)
-        self.question_attention = torch.zeros(len(prompt.layout), device=prompt.layout.hidden.device)
+        self.next_position = int(layout.position[0, -1]) + 1
+        self.next_row = len(self.layout)
+
+    def asked(self, question: str, rows: Tensor) -> None:
+        """Take note of the question, which stands in these rows of the prompt."""
+        self.question, self.question_rows = question, rows
+        self.question_attention = torch.zeros(self.num_rows, device=rows.device)
+
+    def fork(self) -> Run:
+        """The same state of the cache in a run of its own, with counts of its own."""
+        copied = Run(self.family, self.plan)
+        copied.store, copied.layout, copied.phase = self.store.fork(), self.layout, self.phase
+        copied.memory = {key: dict(remembered) for key, remembered in self.memory.items()}
+        return copied
 
     @property
     def prefilling(self) -> bool:
@@ -170,3 +186,8 @@ class Run:
             index = list(range(old)) + [old + node for node in (range(count) if accepted is None else accepted)]
             index = index[-self.window :]
             self.recent[layer] = (query[:, index], rows[index])
+
+
+def _bare(layout: Tokens) -> Tokens:
+    """Without hidden states."""
+    return layout.with_hidden(layout.hidden.new_empty(len(layout), 0))

@@ -52,6 +52,17 @@ class Tokens:
             self.row[index],
         )
 
+    def then(self, later: Tokens) -> Tokens:
+        """These tokens followed by others."""
+        return Tokens(
+            torch.cat([self.hidden, later.hidden]),
+            torch.cat([self.position, later.position], dim=1),
+            torch.cat([self.token, later.token]),
+            torch.cat([self.cell, later.cell]),
+            torch.cat([self.mass, later.mass]),
+            torch.cat([self.row, later.row]),
+        )
+
     def merge(self, group: Tensor, anchor: Tensor, weight: Tensor | None = None) -> Tokens:
         """Sum tokens of one group into one token that stands at its anchor.
 

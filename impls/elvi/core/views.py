@@ -138,7 +138,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What the rows in flight read of the second tier: per head slots [Q, m], -1 for none; see Fetch in the plan."""
+    """What the rows in flight read of the second tier: per head slots [Q, m], -1 for none; see Fetch in the seams."""
 
     slots: list[Tensor]
     looked: int = 0

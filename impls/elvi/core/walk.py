@@ -36,7 +36,7 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
             if index in run.plan.layer_reducers:
                 tokens = _reduce(tokens, index, run)
                 embeddings = _rotary(text, tokens)
-            run.meter.layer(len(tokens), int(tokens.visual.sum()))
+            run.meter.layer(len(tokens), int(tokens.visual.sum()), run.store.layers[index].length)
         run.store.rows = tokens.row
         if run.prefilling and run.plan.inputs:
             run.inputs[index] = layer.input_layernorm(tokens.hidden)

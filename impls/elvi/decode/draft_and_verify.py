@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from elvi.core.accept import Sampler
-    from elvi.core.plan import Drafting
+    from elvi.core.seams import Drafting
     from elvi.families.family import Family
     from elvi.media import Clip
 

@@ -28,8 +28,8 @@ from elvi.errors import check_range
 
 if TYPE_CHECKING:
     from elvi.core.accept import Sampler
-    from elvi.core.plan import Judge
     from elvi.core.run import Run
+    from elvi.core.seams import Judge
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from elvi.errors import check_range
 from elvi.families.load import load_drafter
 
 if TYPE_CHECKING:
-    from elvi.core.plan import Drafting
     from elvi.core.run import Run
+    from elvi.core.seams import Drafting
     from elvi.families.family import Family
     from elvi.media import Clip
 

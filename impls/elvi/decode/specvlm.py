@@ -29,14 +29,15 @@ from torch import Tensor
 
 from elvi.core.draft import ModelDrafting, Shape, check_drafter, check_shape
 from elvi.core.facts import Fact
-from elvi.core.plan import Layer, Plan
+from elvi.core.plan import Plan
+from elvi.core.seams import Layer
 from elvi.errors import FitError, check_choice, check_range
 from elvi.families.load import load_drafter
 
 if TYPE_CHECKING:
     from elvi.core.accept import Sampler
-    from elvi.core.plan import Drafting
     from elvi.core.run import Run
+    from elvi.core.seams import Drafting
     from elvi.core.tokens import Tokens
     from elvi.core.views import Seen
     from elvi.families.family import Family

@@ -35,8 +35,8 @@ from elvi.errors import FitError, check_choice, check_range
 
 if TYPE_CHECKING:
     from elvi.core.accept import Sampler
-    from elvi.core.plan import Drafting
     from elvi.core.run import Run
+    from elvi.core.seams import Drafting
     from elvi.families.family import Family
     from elvi.media import Clip
 

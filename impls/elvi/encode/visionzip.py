@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from elvi.core.facts import Fact
-from elvi.core.plan import Encoded
+from elvi.core.seams import Encoded
 from elvi.core.tokens import budget, top
 from elvi.errors import check_range
 

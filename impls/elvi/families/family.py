@@ -16,7 +16,7 @@ from elvi.core.walk import attach
 from elvi.errors import FitError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from elvi.media import Clip
 
@@ -40,9 +40,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt before any visual token was dropped.
+    """A prompt, or the end of one, before any visual token was dropped.
 
-    layout: the whole row; slots: index of the visual slots; question_rows: row numbers of the text after the last one.
+    layout: its row; slots: index in it of the visual slots; question_rows: row numbers of the text after the last one.
     """
 
     layout: Tokens
@@ -50,7 +50,10 @@ class Prompt:
     question_rows: Tensor
 
     def fill(self, visual: Tokens | None) -> Tokens:
-        """The row that is prefilled: text, and the visual tokens [M] that are left, each in its slot."""
+        """The row that is prefilled: text, and the visual tokens [M] that are left, each in its slot.
+
+        `visual.row` counts the visual tokens of this prompt from 0.
+        """
         if visual is None:
             return self.layout
         place = self.layout.visual.nonzero()[:, 0][visual.row]
@@ -193,22 +196,44 @@ class Family:
 
     # -- the prompt ---------------------------------------------------------------------------------------------------
 
-    def prompt(self, question: str, clip: Clip | None = None, encoding: Encoding | None = None) -> Prompt:
-        """The whole prompt as one row, its visual slots still empty (zero hidden states)."""
-        counts = [] if encoding is None else [len(cells) for cells in encoding.slots]
-        ids, slots = self.expand(self.template(question, clip), clip, counts)
-        position = self._positions(ids, clip, encoding)
-        layout = self.text_tokens(ids, position, torch.arange(len(ids), device=self.device))
-        if encoding is None:
-            return Prompt(layout, slots, layout.row)
+    def prompt(
+        self, question: str, clip: Clip | None = None, slots: Sequence[Tensor] | None = None, start: int = 0
+    ) -> Prompt:
+        """The prompt from row `start` on, its visual slots still empty (zero hidden states).
+
+        slots: cells [S, 3] of every placeholder (see Encoding); of the clip only the times and what kind it is matter.
+        """
+        counts = [] if slots is None else [len(cells) for cells in slots]
+        ids, places = self.expand(self.template(question, clip), clip, counts)
+        position = self._positions(ids, clip, slots)
+        layout = self.text_tokens(ids[start:], position[..., start:], torch.arange(start, len(ids), device=self.device))
+        if slots is None:
+            return Prompt(layout, places, layout.row)
+        later = places >= start
+        places, cells = places[later] - start, torch.cat([*slots]).to(self.device)[later]
         cell, hidden = layout.cell.clone(), layout.hidden.clone()
-        cell[slots] = torch.cat(encoding.slots).to(self.device)
-        hidden[slots] = 0
-        separators = slots[cell[slots, 0] < 0]
+        cell[places] = cells
+        hidden[places] = 0
+        separators = places[cells[:, 0] < 0]
         if len(separators):
             hidden[separators] = self.separator()
         layout = replace(layout, hidden=hidden, cell=cell)
-        return Prompt(layout, slots, layout.row[int(slots.max()) + 1 :])
+        last = int(places.max()) + 1 if len(places) else 0
+        return Prompt(layout, places, layout.row[last:])
+
+    def joined(self, before: Sequence[Tensor], piece: Sequence[Tensor], clip: Clip) -> list[Tensor]:
+        """Slots of all that a stream has shown, from those before a piece and its own; time goes on counting.
+
+        A video stays one placeholder, at whose end alone separators stand; images get one each.
+        """
+        if not before:
+            return [*piece]
+        shift = torch.tensor([int(before[-1][:, 0].max()) + 1, 0, 0], device=before[-1].device)
+        later = [torch.where(cells[:, :1] >= 0, cells + shift, cells) for cells in piece]
+        if not self._as_video(clip):
+            return [*before, *later]
+        shown = int((before[0][:, 0] >= 0).nonzero()[-1]) + 1
+        return [torch.cat([before[0][:shown], later[0]])]
 
     def template(self, question: str, clip: Clip | None) -> list[int]:
         """Token ids of the rendered chat prompt, one placeholder per picture."""
@@ -253,7 +278,7 @@ class Family:
         expanded = torch.tensor(row, device=self.device)
         return expanded, (expanded == placeholder).nonzero()[:, 0]
 
-    def _positions(self, ids: Tensor, clip: Clip | None, encoding: Encoding | None) -> Tensor:
+    def _positions(self, ids: Tensor, clip: Clip | None, slots: Sequence[Tensor] | None) -> Tensor:
         """Rotary positions, [N] or [P, N]."""
         return torch.arange(len(ids), device=self.device)
 
@@ -264,13 +289,13 @@ class Family:
 
     # -- shapes -------------------------------------------------------------------------------------------------------
 
-    def layer_flops(self, tokens: int) -> float:
-        """FLOPs of one decoder layer prefilling that many tokens (causal attention counts half the square)."""
+    def layer_flops(self, tokens: int, cached: int = 0) -> float:
+        """FLOPs of one decoder layer reading that many tokens (causally, so half the square) after a cache."""
         config = self.config
         queries = config.num_attention_heads * self.head_dim
         keys = config.num_key_value_heads * self.head_dim
         linear = config.hidden_size * (2 * queries + 2 * keys) + 3 * config.hidden_size * config.intermediate_size
-        return 2.0 * tokens * linear + 2.0 * tokens * (tokens + 1) * queries
+        return 2.0 * tokens * linear + 2.0 * tokens * (tokens + 1 + 2 * cached) * queries
 
 
 def grid_cells(steps: int, height: int, width: int, start: int = 0) -> Tensor:

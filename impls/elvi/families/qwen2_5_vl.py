@@ -13,7 +13,7 @@ from elvi.families import tower
 from elvi.families.family import Encoding, Family, grid_cells, linear_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from elvi.media import Clip
 
@@ -68,29 +68,29 @@ class Qwen25VL(Family):
         cells = [grid_cells(t, h // merge, w // merge, start) for (t, h, w), start in zip(grid.tolist(), starts)]
         return [slots.to(self.device) for slots in cells]
 
-    def _positions(self, ids: Tensor, clip: Clip | None, encoding: Encoding | None) -> Tensor:
+    def _positions(self, ids: Tensor, clip: Clip | None, slots: Sequence[Tensor] | None) -> Tensor:
         """M-RoPE positions [3, N] as the model computes them; time comes from the frames' own times.
 
         For evenly sampled clips this is the official index; frames left out by a selection leave their gap in time.
         """
-        if clip is None or encoding is None:
-            return super()._positions(ids, clip, encoding)
+        if clip is None or slots is None:
+            return super()._positions(ids, clip, slots)
         kind = 2 if self._as_video(clip) else 1
         types = (ids == self.placeholder(clip)).int() * kind
         key = "video_grid_thw" if kind == 2 else "image_grid_thw"
-        grid = self._grid(encoding)
+        grid = self._grid(slots)
         position, _ = self.model.model.get_rope_index(ids[None], types[None], **{key: grid})
         position = position[:, 0]
         if kind == 2:
             visual = (types > 0).nonzero()[:, 0]
             seconds = torch.as_tensor(clip.times[:: self.frames_per_step], device=self.device)
             offset = (seconds * self.model.config.vision_config.tokens_per_second).long()
-            position[0, visual] = position[1, visual[0]] + offset[encoding.slots[0][:, 0]]
+            position[0, visual] = position[1, visual[0]] + offset[slots[0][:, 0]]
         return position
 
-    def _grid(self, encoding: Encoding) -> Tensor:
+    def _grid(self, slots: Sequence[Tensor]) -> Tensor:
         merge = self.model.model.visual.spatial_merge_size
-        sizes = [(cells.amax(0) - cells.amin(0) + 1).tolist() for cells in encoding.slots]
+        sizes = [(cells.amax(0) - cells.amin(0) + 1).tolist() for cells in slots]
         return torch.tensor([[t, h * merge, w * merge] for t, h, w in sizes], device=self.device)
 
     def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from elvi.core.facts import Fact
-from elvi.core.plan import Layer
+from elvi.core.seams import Layer
 from elvi.core.tokens import budget
 from elvi.errors import check_range
 

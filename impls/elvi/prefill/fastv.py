@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
-from elvi.core.plan import Layer
+from elvi.core.seams import Layer
 from elvi.core.tokens import budget, top
 from elvi.errors import check_range
 

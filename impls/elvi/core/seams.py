@@ -1,0 +1,147 @@
+"""The seams at which techniques act, as protocols: a technique has the methods of one or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from elvi.core.accept import Draft, Path, Sampler
+    from elvi.core.facts import Fact
+    from elvi.core.run import Run
+    from elvi.core.store import Kept, LayerStore
+    from elvi.core.tokens import Tokens
+    from elvi.core.views import Fetched, LayerView, Seen
+    from elvi.families.family import Family
+    from elvi.media import Clip
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Between vision tower and adapter: all visual tokens, no text."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Entering decoder layer `index` (0: before the language model) with the whole prompt in one row."""
+
+    index: int
+
+
+class Technique(Protocol):
+    """A frozen dataclass. `needs` must hold when it acts, `breaks` no longer holds afterwards."""
+
+    needs: ClassVar[frozenset[Fact]]
+    breaks: ClassVar[frozenset[Fact]]
+    lossless: ClassVar[bool]
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """Optional: look at the model before anything runs, and raise FitError if it will not do."""
+
+    def fit(self, family: Family) -> None: ...
+
+
+@runtime_checkable
+class SelectFrames(Protocol):
+    """Choose which time steps are encoded: ascending index into `clip` (one frame per step)."""
+
+    def select_frames(self, clip: Clip, question: str | None) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Reduce(Protocol):
+    """Drop or merge visual tokens at `at`; text tokens come back untouched. `tower_layers`: see Seen.tower."""
+
+    @property
+    def at(self) -> Encoded | Layer: ...
+
+    def reduce(self, tokens: Tokens, seen: Seen) -> Tokens: ...
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """What each query row reads: bool [Hq, Q, K] (may read), float [Hq, Q, K] (added to the logits), None (all).
+
+    `prefill` says whether it acts while the prompt is read, `decode` whether it acts afterwards.
+    """
+
+    prefill: ClassVar[bool]
+    decode: ClassVar[bool]
+
+    def attend(self, view: LayerView) -> Tensor | None: ...
+
+
+@runtime_checkable
+class Keep(Protocol):
+    """Which slots (ascending) the heads of each layer keep when rows are committed; None keeps all.
+
+    `window`: how many last query rows the views carry; `rolling`: act after every round, not only after the prompt.
+    With a true attribute `streams`, clips are read piece by piece (a time step each), and it acts after each piece too;
+    with a true attribute `inputs`, its views carry the prompt's rows as they entered the layer's attention.
+    """
+
+    @property
+    def window(self) -> int: ...
+
+    rolling: ClassVar[bool]
+
+    def keep(self, views: list[LayerView]) -> Sequence[Kept | Tensor | Sequence[Tensor] | None]: ...
+
+
+@runtime_checkable
+class Fetch(Protocol):
+    """Which rows of the second tier each query row reads, besides all that is in the first one.
+
+    Per head the slots [Q, m] (-1: none, for rows that read fewer), counted along `view.store.far`; None of all heads:
+    none at all. What a row reads may depend on that row only. `looked` bytes were read to decide.
+    """
+
+    def fetch(self, view: LayerView) -> Fetched: ...
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Store some slots of a layer in fewer bits: calls `store.pack(packed, slots)`, once, after the prompt."""
+
+    def pack(self, view: LayerView, store: LayerStore) -> None: ...
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes tokens that the model then verifies in one forward; `clip` holds the frames that the model saw.
+
+    With a true attribute `question_attention`, `run.question_attention` is there when `start` is called.
+    """
+
+    def start(self, run: Run, clip: Clip | None, sampler: Sampler) -> Drafting: ...
+
+
+class Drafting(Protocol):
+    """A drafter at work on one sequence. `ids` are the tokens emitted so far; at most `limit` deep."""
+
+    def propose(self, ids: list[int], limit: int) -> Draft: ...
+
+    def heard(self, path: Path) -> None: ...
+
+
+Judge = Callable[["Draft", "Tensor"], "Path"]
+
+
+@runtime_checkable
+class Accept(Protocol):
+    """Which drafted tokens stand: `judge`, called when the prompt is read, returns the rule for this sequence.
+
+    The rule takes a draft and the model's logits [n+1, V] (row 0: after the last emitted token). greedy_only: whether
+    it makes no sense when tokens are sampled. With an attribute `hidden_layer` (-1: the last), `run.watched` holds the
+    tokens of the latest forward as they leave that layer: the prompt's when `judge` is called, then root and draft.
+    """
+
+    greedy_only: ClassVar[bool]
+
+    def judge(self, run: Run, sampler: Sampler) -> Judge: ...
