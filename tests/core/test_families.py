@@ -5,12 +5,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from support import clip_for, noise_clip, random_family
+from support import FAMILIES, clip_for, noise_clip, random_family
 
 import elvi
+from elvi.core.generate import prefill
+from elvi.core.plan import Plan
+from elvi.core.run import Run
+from elvi.core.scores import WHOLE_PROMPT
 from elvi.errors import ElviError, FitError
+from elvi.families.llama import Llama
 from elvi.families.load import families, load
 from elvi.media import Clip
+from elvi.tiny import models, tokenizer
 
 QUESTION = "what color is the star ?"
 
@@ -84,6 +90,84 @@ def test_the_tower_is_seen_as_the_eager_kernel_sees_it(kind, has_cls):
         vision.config._attn_implementation = before
         expected = weights.mean(1)[:, 0, 1:].flatten()
         torch.testing.assert_close(view.cls_attention(-1), expected)
+
+
+class Watch:
+    """Keeps everything and remembers the views."""
+
+    needs = breaks = frozenset()
+    lossless, rolling, window, inputs = True, False, WHOLE_PROMPT, True
+
+    def keep(self, views):
+        self.views = views
+        return [None] * len(views)
+
+
+def watched(family, clip):
+    watch = Watch()
+    with torch.inference_mode():
+        prefill(Run(family, Plan(watch)), clip, QUESTION)
+    return watch.views
+
+
+def language_model(kind, **changes):
+    """A random language model of a kind that has what the others lack, as the family of text models drives it."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**models.TEXT, num_hidden_layers=2, **changes)
+    torch.manual_seed(0)
+    return Llama(kind, getattr(transformers, f"{kind}ForCausalLM")(config), tokenizer.words("text"))
+
+
+def with_query_norm():
+    family = language_model("Qwen3", head_dim=32)
+    for layer in family.text.layers:
+        torch.nn.init.uniform_(layer.self_attn.q_norm.weight, 0.5, 2.0)
+        torch.nn.init.uniform_(layer.self_attn.k_norm.weight, 0.5, 2.0)
+    return family
+
+
+def with_scaled_rotary():
+    scaled = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+    family = language_model("Llama", rope_parameters=scaled)
+    assert family.text.rotary_emb.attention_scaling > 1.1
+    return family
+
+
+KINDS = {kind: lambda kind=kind: random_family(kind) for kind in FAMILIES}
+KINDS |= {"query norm": with_query_norm, "scaled rotary": with_scaled_rotary}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_queries_from_inputs_are_those_that_attention_computes(kind):
+    family = KINDS[kind]()
+    for view in watched(family, clip_for(kind) if kind in FAMILIES else None):
+        position = view.positions(view.query_row)
+        query = family.queries(view.layer, view.inputs, position)
+        torch.testing.assert_close(query, view.query, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_keys_turned_back_are_those_before_the_rotation_and_turned_again_those_of_the_cache(kind):
+    family = KINDS[kind]()
+    for view in watched(family, clip_for(kind) if kind in FAMILIES else None):
+        attention = family.text.layers[view.layer].self_attn
+        key = attention.k_proj(view.inputs).view(len(view.inputs), -1, family.head_dim)
+        key = attention.k_norm(key) if hasattr(attention, "k_norm") else key
+        back = family.rotate(view.keys, view.positions(view.row), back=True)
+        torch.testing.assert_close(back, key.transpose(0, 1), atol=1e-5, rtol=1e-4)
+        again = family.rotate(back, view.positions(view.row[0]))
+        torch.testing.assert_close(again, view.keys, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_heads_may_stand_at_positions_of_their_own():
+    family = random_family("qwen2_5_vl")
+    x, position = torch.randn(2, 5, family.head_dim), torch.randint(0, 99, (3, 2, 5))
+    each = torch.stack([family.rotate(x[h : h + 1], position[:, h])[0] for h in range(2)])
+    assert torch.equal(family.rotate(x, position), each)
 
 
 def test_every_family_is_found_and_no_model_type_is_claimed_twice():

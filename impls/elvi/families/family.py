@@ -136,6 +136,23 @@ class Family:
         """Logits [Q, V] of normed hidden states [Q, D]."""
         return self.model.get_output_embeddings()(hidden)
 
+    def queries(self, layer: int, hidden: Tensor, position: Tensor) -> Tensor:
+        """Queries [Hq, n, d] that a layer's attention asks for its normed inputs [n, D] at rotary positions [P, n]."""
+        attention = self.text.layers[layer].self_attn
+        query = attention.q_proj(hidden).view(len(hidden), -1, self.head_dim)
+        query = attention.q_norm(query) if hasattr(attention, "q_norm") else query
+        return self.rotate(query.transpose(0, 1), position)
+
+    def rotate(self, x: Tensor, position: Tensor, back: bool = False) -> Tensor:
+        """x [H, n, d] turned to rotary positions [P, n] or [P, H, n], or back from there."""
+        batch = position if position.ndim == 3 else position[:, None]
+        cos, sin = self.text.rotary_emb(x, batch if self.position_axes > 1 else batch[0])  # [1 or H, n, d]
+        if back:  # both carry the attention scaling, which some long-context variants have
+            scale = self.text.rotary_emb.attention_scaling**2
+            cos, sin = cos / scale, -sin / scale
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-second, first], dim=-1) * sin
+
     def text_tokens(self, ids: Tensor, position: Tensor, row: Tensor) -> Tokens:
         """Text tokens [n] at rotary positions [n] (equal on all axes)."""
         count = len(ids)
