@@ -80,6 +80,10 @@ class RandomSlots(_Random):
         return self.of.window
 
     @property
+    def streams(self) -> bool:
+        return getattr(self.of, "streams", False)
+
+    @property
     def inputs(self) -> bool:
         return getattr(self.of, "inputs", False)
 

@@ -127,7 +127,7 @@ class Run:
     def _acts(self, keep: Any) -> bool:
         """Whether a Keep acts at the end of this phase."""
         if self.phase == "piece":
-            return getattr(keep, "streams", False)
+            return keep.rolling or getattr(keep, "streams", False)
         return self.phase == "prompt" or keep.rolling
 
     @property

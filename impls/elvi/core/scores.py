@@ -63,3 +63,10 @@ def chunks(view: LayerView) -> Iterator[Tensor]:
 def grouped(score: Tensor, heads: int) -> Tensor:
     """Mean over the query heads [Hq, ...] that share a key-value head: [H, ...]."""
     return score.view(heads, -1, *score.shape[1:]).mean(1)
+
+
+def without_orphans(view: LayerView, stays: Tensor) -> Tensor:
+    """`stays` bool [H, K] without the text between pictures of which no head keeps a token: it belongs to them."""
+    step = view.layout.step[view.row]
+    alive = step[stays & view.visual].unique()
+    return stays & (view.visual | torch.isin(step, alive) | (step < 0))

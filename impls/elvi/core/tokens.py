@@ -36,6 +36,11 @@ class Tokens:
         """bool [N]: which tokens show a part of the picture."""
         return self.cell[:, 0] >= 0
 
+    @property
+    def step(self) -> Tensor:
+        """[N]: the time step that each token belongs to; text to the picture before it, -1 before the first one."""
+        return self.cell[:, 0].cummax(0).values if len(self) else self.cell[:, 0]
+
     def with_hidden(self, hidden: Tensor) -> Tokens:
         return replace(self, hidden=hidden)
 
