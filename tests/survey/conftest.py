@@ -70,14 +70,21 @@ prefill:
   definition: Reads the prompt.
   test: Does it change the prompt?
   in_pipeline: true
+  metric: ttft
+  formula: time
+  sources: {metric: Table 1}
+  axes: {fewer: {title: Fewer, definition: Less.}}
   categories:
     token-compression:
       title: Token compression
       definition: Fewer tokens.
+      test: Do tokens go?
+      axis: fewer
       subcategories:
         attention-guided:
           title: Attention-guided
           definition: Attention ranks.
+          test: Is attention read?
 decode:
   title: Decoding
   definition: Writes the answer.
@@ -87,6 +94,13 @@ decode:
     kv-cache:
       title: KV cache
       definition: Fewer bytes.
+      test: Do bytes go?
+serve:
+  title: Serving
+  definition: Many requests.
+  test: Does it need many?
+  categories:
+    staged: {title: Staged, definition: By stage., test: Are stages apart?}
 """,
     "venues": "eccv: {title: ECCV, type: conference}\narxiv: {title: arXiv, type: preprint}\n",
     "models": """\
@@ -103,7 +117,12 @@ llava:
   source: [a page]
 """,
     "hardware": "a100: {title: A100, peak_tflops: 312, bandwidth_gb_s: 2039, source: data sheet}\n",
-    "benchmarks": "gqa: {title: GQA, modality: [image]}\n",
+    "benchmarks": "gqa: {title: GQA, modality: [image], source: a page}\n",
+    "needs": "question: {title: Question, definition: The question is known.}\n",
+    "metrics": "ttft: {title: TTFT, definition: Time to the first token., unit: s, source: Table 5}\n",
+    "formulas": "time: {title: Time, latex: F/P, symbols: {F: work}, source: equation 3}\n",
+    "serving": "sys: {title: Sys, paradigm: staged, record: other, mechanism: Splits., source: [a page]}\n",
+    "frontiers": "next: {title: Next, definition: What next., open: Nobody did., source: a page, records: [other]}\n",
 }
 MODULE = '''\
 """Drops half of the tokens.

@@ -207,7 +207,7 @@ def test_a_broken_vocabulary_does_not_cascade_into_records(tree: Path) -> None:
         path.read_text().replace("    token-compression:\n      title", "    token-compression:\n      titel")
     )
     places = [(problem.file, problem.line, problem.code) for problem in check(tree)]
-    assert places == [("taxonomy/stages.yaml", 8, "unknown-field")]
+    assert places == [("taxonomy/stages.yaml", 12, "unknown-field")]
 
 
 def test_load_catalog_raises_with_every_problem(tree: Path) -> None:

@@ -79,4 +79,4 @@ def test_json_holds_every_fact_of_a_record(catalog: Catalog) -> None:
         "number": 60.4, "unit": "score", "what": "GQA", "model": "llava-1-5-7b",
         "setting": "K=3, half of the visual tokens dropped; all tokens 62.0", "source": "official README",
     }  # fmt: skip
-    assert list(data["stages"]) == ["encode", "prefill", "decode", "serve", "related", "survey"]
+    assert list(data["stages"]) == ["encode", "prefill", "decode", "serve", "benchmark", "model", "related", "survey"]

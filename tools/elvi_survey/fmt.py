@@ -18,7 +18,7 @@ from elvi_survey.marked import Marked, MarkedError, read_marked
 from elvi_survey.problems import CatalogError, Problem
 from elvi_survey.schema import Model, Record
 
-QUOTED = {"arxiv", "doi", "openreview", "first_posted"}
+QUOTED = {"arxiv", "doi", "openreview", "first_posted", "added"}
 
 
 class _Representer(RoundTripRepresenter):

@@ -13,15 +13,29 @@ from elvi_survey.marked import Mark, Marked, MarkedError, read_marked
 from elvi_survey.problems import CatalogError, Problem, suggest
 from elvi_survey.references import unknown_references
 from elvi_survey.scalars import ID
-from elvi_survey.schema import Benchmark, Catalog, Hardware, LanguageModel, Model, Record, Stage, Venue
+from elvi_survey.schema import Catalog, Record
+from elvi_survey.vocabulary import (
+    Benchmark,
+    Formula,
+    Frontier,
+    Hardware,
+    LanguageModel,
+    Metric,
+    Model,
+    Need,
+    ServingSystem,
+    Stage,
+    Venue,
+)
 
 MAX_BYTES = 256 * 1024
 VOCABULARIES: dict[str, type[Model]] = {
     "stages": Stage, "models": LanguageModel, "hardware": Hardware, "benchmarks": Benchmark, "venues": Venue,
+    "needs": Need, "metrics": Metric, "formulas": Formula, "serving": ServingSystem, "frontiers": Frontier,
 }  # fmt: skip
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 _ENTRIES: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(dict[str, kind]) for name, kind in VOCABULARIES.items()}  # type: ignore[valid-type]
-NESTED = {"stages": "categories", "categories": "subcategories"}
+NESTED = {"stages": ("axes", "categories"), "categories": ("subcategories",)}
 _AT_KEY = {"unknown-field", "missing-field", "missing-reason"}
 _QUOTED_FIELDS = {"arxiv", "doi", "openreview", "section"}
 T = TypeVar("T")
@@ -125,8 +139,7 @@ def _with_ids(reading: Reading, file: str, document: Marked, entries: Any, path:
         if isinstance(entry, dict):
             _has_own_id(reading, file, document, (*path, key))
             entry = {**entry, "id": key}
-            below = NESTED.get(level)
-            if below and below in entry:
+            for below in [name for name in NESTED.get(level, ()) if name in entry]:
                 entry[below] = _with_ids(reading, file, document, entry[below], (*path, key, below), below)
         result[key] = entry
     return result

@@ -1,4 +1,4 @@
-"""Tags that point into the taxonomy must exist there."""
+"""Words of records and vocabularies that point elsewhere must point at something."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from elvi_survey.problems import suggest
 from elvi_survey.schema import Catalog, Placement, Record
+from elvi_survey.vocabulary import Stage
 
 if TYPE_CHECKING:
     from elvi_survey.load import Reading
@@ -14,29 +15,47 @@ if TYPE_CHECKING:
 
 
 def unknown_references(catalog: Catalog, reading: Reading) -> None:
-    """Note every tag of the records that names nothing; a vocabulary that could not be read is skipped."""
+    """Note every word that names nothing; a vocabulary that could not be read is skipped."""
+    ids = {path.stem for path in (catalog.root / "catalog").glob("*.yaml")}
     for record in catalog.records.values():
-        for index, placement in enumerate(record.placements):
-            _placement(catalog, reading, record, index, placement)
-        _known(reading, record, ("venue",), record.venue, catalog.venues)
-        for index, claim in enumerate(record.claims):
-            if claim.model is not None:
-                _known(reading, record, ("claims", index, "model"), claim.model, catalog.models)
-        for key in record.provenance:
-            _known(reading, record, ("provenance", key), key, sorted(set(Record.model_fields) - {"id", "provenance"}))
-        _venue_type(catalog, reading, record)
+        _record(catalog, reading, record, ids)
+    _stages(catalog, reading)
+    _serving(catalog, reading, ids)
+    for frontier in catalog.frontiers.values():
+        for index, id_ in enumerate(frontier.records):
+            _known(reading, "taxonomy/frontiers.yaml", (frontier.id, "records", index), id_, ids, empty=True)
 
 
-def _placement(catalog: Catalog, reading: Reading, record: Record, index: int, placement: Placement) -> None:
+def _record(catalog: Catalog, reading: Reading, record: Record, ids: set[str]) -> None:
+    file = f"catalog/{record.id}.yaml"
+    for index, placement in enumerate(record.placements):
+        _placement(catalog, reading, file, index, placement)
+    _known(reading, file, ("venue",), record.venue, catalog.venues)
+    for index, need in enumerate(record.needs):
+        _known(reading, file, ("needs", index), need, catalog.needs)
+    for index, relation in enumerate(record.relations):
+        if relation.to not in ids:
+            message = f"{record.id} {relation.kind} {relation.to!r}, but catalog/{relation.to}.yaml does not exist"
+            mark = reading.marked[file].nearest(("relations", index, "to"))
+            reading.add(file, mark, "unknown-record", message, suggest(relation.to, sorted(ids), "add that record"))
+    for index, claim in enumerate(record.claims):
+        if claim.model is not None:
+            _known(reading, file, ("claims", index, "model"), claim.model, catalog.models)
+    for key in record.provenance:
+        _known(reading, file, ("provenance", key), key, sorted(set(Record.model_fields) - {"id", "provenance"}))
+    _venue_type(catalog, reading, record)
+
+
+def _placement(catalog: Catalog, reading: Reading, file: str, index: int, placement: Placement) -> None:
     """Report the outermost unknown level only."""
     path = ("placements", index)
-    if not _known(reading, record, (*path, "stage"), placement.stage, catalog.stages):
+    if not _known(reading, file, (*path, "stage"), placement.stage, catalog.stages):
         return
     categories = catalog.stages[placement.stage].categories
-    known = _known(reading, record, (*path, "category"), placement.category, categories)
+    known = _known(reading, file, (*path, "category"), placement.category, categories)
     if known and placement.subcategory is not None:
         subcategories = categories[placement.category].subcategories
-        _known(reading, record, (*path, "subcategory"), placement.subcategory, subcategories, empty=True)
+        _known(reading, file, (*path, "subcategory"), placement.subcategory, subcategories, empty=True)
 
 
 def _venue_type(catalog: Catalog, reading: Reading, record: Record) -> None:
@@ -47,15 +66,37 @@ def _venue_type(catalog: Catalog, reading: Reading, record: Record) -> None:
         reading.add(file, reading.marked[file].nearest(("venue_type",)), "wrong-value", message, f"write {venue.type}")
 
 
-def _known(
-    reading: Reading, record: Record, path: Path, word: str, names: Iterable[str], *, empty: bool = False
-) -> bool:
+def _stages(catalog: Catalog, reading: Reading) -> None:
+    file = "taxonomy/stages.yaml"
+    for stage in catalog.stages.values():
+        if stage.metric is not None:
+            _known(reading, file, (stage.id, "metric"), stage.metric, catalog.metrics)
+        if stage.formula is not None:
+            _known(reading, file, (stage.id, "formula"), stage.formula, catalog.formulas)
+        for key in stage.sources:
+            _known(reading, file, (stage.id, "sources", key), key, sorted(set(Stage.model_fields) - {"id", "sources"}))
+        for category in stage.categories.values():
+            if category.axis is not None:
+                path = (stage.id, "categories", category.id, "axis")
+                _known(reading, file, path, category.axis, stage.axes, empty=True)
+
+
+def _serving(catalog: Catalog, reading: Reading, ids: set[str]) -> None:
+    file = "taxonomy/serving.yaml"
+    paradigms = catalog.stages["serve"].categories if "serve" in catalog.stages else {}
+    for system in catalog.serving.values():
+        if system.paradigm is not None:
+            _known(reading, file, (system.id, "paradigm"), system.paradigm, paradigms)
+        if system.record is not None:
+            _known(reading, file, (system.id, "record"), system.record, ids, empty=True)
+
+
+def _known(reading: Reading, file: str, path: Path, word: str, names: Iterable[str], *, empty: bool = False) -> bool:
     """Whether `word` is in the vocabulary `names`; an empty one was not readable unless `empty` says it may be."""
-    known = list(names)
+    known = sorted(names) if isinstance(names, set) else list(names)
     if word in known:
         return True
     if known or empty:
-        file = f"catalog/{record.id}.yaml"
         mark = reading.marked[file].nearest(path)
         where = ".".join(str(part) for part in path)
         reading.add(

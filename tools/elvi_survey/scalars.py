@@ -34,6 +34,7 @@ _FORUM = _matching(
     r"[A-Za-z0-9_-]{6,20}", "bad_id", "is not an OpenReview id", "write what follows ?id= in the address"
 )
 _MONTH = _matching(r"(19|20)\d{2}-(0[1-9]|1[0-2])", "bad_date", "is not a month", "write YYYY-MM")
+_DAY = _matching(r"20\d{2}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", "bad_date", "is not a day", "write YYYY-MM-DD")
 _KEBAB = _matching(ID.pattern, "bad_id", "is not an id", "use lower-case letters, digits and single hyphens")
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4000), _TRIMMED]
@@ -42,6 +43,7 @@ Arxiv = Annotated[str, _ARXIV]
 Doi = Annotated[str, _DOI]
 OpenReview = Annotated[str, _FORUM]
 YearMonth = Annotated[str, _MONTH]
+Day = Annotated[str, _DAY]
 Id = Annotated[str, _KEBAB]
 Year = Annotated[int, Field(ge=1990, le=2100)]
 Month = Annotated[int, Field(ge=1, le=12)]

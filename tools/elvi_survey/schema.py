@@ -6,25 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from elvi_survey.scalars import Arxiv, Count, Doi, Id, Month, Number, OpenReview, Positive, Text, Url, Year, YearMonth
+from elvi_survey.scalars import Arxiv, Day, Doi, Id, Month, Number, OpenReview, Text, Url, Year, YearMonth
+from elvi_survey.vocabulary import (
+    Benchmark,
+    Formula,
+    Frontier,
+    Hardware,
+    LanguageModel,
+    Metric,
+    Modality,
+    Model,
+    Need,
+    ServingSystem,
+    Stage,
+    Venue,
+    VenueType,
+)
 
-Modality = Literal["text", "image", "video", "streaming"]
-VenueType = Literal["conference", "workshop", "journal", "preprint", "web"]
 LinkKind = Literal["official", "fork", "third-party"]
 Status = Literal["runnable", "planned", "none"]
+RelationKind = Literal["builds-on", "composes-with", "baseline-of", "contradicts"]
 Verified = Literal["title", "arxiv", "authors", "venue", "code"]
 PlacementSource = Literal[
     "figure3", "table2", "table3", "table4", "table6", "text", "appendix", "readme", "readme-2026-09", "ours"
 ]
-
-
-class Model(BaseModel):
-    """Base of everything read from YAML: immutable, no conversions, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=False)
 
 
 class Link(Model):
@@ -64,8 +72,16 @@ class Claim(Model):
     source: Text
 
 
+class Relation(Model):
+    """A tie of this record to another: this one builds on `to`, composes with it, is its baseline or contradicts it."""
+
+    kind: RelationKind
+    to: Id
+    source: Text
+
+
 class Record(Model):
-    """One paper.  None means that the fact is not known to us."""
+    """One paper; `added` is the day on which it entered the catalog.  None means that the fact is not known to us."""
 
     id: Id = Field(exclude=True)
     name: Text | None = None
@@ -81,17 +97,21 @@ class Record(Model):
     doi: Doi | None = None
     openreview: OpenReview | None = None
     url: Url
-    links: list[Link] = []
+    links: list[Link] = Field([])
     project_page: Url | None = None
     placements: Annotated[list[Placement], Field(min_length=1)]
     training_free: bool | None = None
     modality: Annotated[list[Modality], Field(min_length=1)]
     in_survey: bool
-    verified: list[Verified] = []
+    added: Day | None = None
+    verified: list[Verified] = Field([])
     summary: Text
     implementation: Implementation
-    claims: list[Claim] = []
-    provenance: dict[str, Text] = {}
+    needs: list[Id] = Field([])
+    conflicts: list[Text] = Field([])
+    relations: list[Relation] = Field([])
+    claims: list[Claim] = Field([])
+    provenance: dict[str, Text] = Field({})
     note: Text | None = None
 
     @model_validator(mode="after")
@@ -100,6 +120,16 @@ class Record(Model):
         if expected and self.first_posted and self.first_posted != expected:
             context = {"arxiv": self.arxiv, "fix": f"write {expected}", "field": "first_posted"}
             raise PydanticCustomError("bad_date", "the month contradicts arXiv id {arxiv}", context)
+        return self
+
+    @model_validator(mode="after")
+    def _related_once(self) -> Record:
+        ties = [(relation.kind, relation.to) for relation in self.relations]
+        twice = next((kind for kind, to in ties if ties.count((kind, to)) > 1), None)
+        if twice or self.id in {to for _, to in ties}:
+            context = {"field": "relations", "fix": "delete one of the two" if twice else "delete it"}
+            message = f"{twice} is said twice of one record" if twice else "the record is related to itself"
+            raise PydanticCustomError("wrong_value", "{message}", {"message": message, **context})
         return self
 
     @property
@@ -128,99 +158,6 @@ class Record(Model):
         return f"tests/{self.stage}/test_{self.id.replace('-', '_')}.py"
 
 
-class Subcategory(Model):
-    id: Id
-    title: Text
-    definition: Text
-
-
-class Category(Model):
-    id: Id
-    title: Text
-    definition: Text
-    section: Text | None = None
-    lowers: list[Text] = []
-    subcategories: dict[Id, Subcategory] = {}
-
-
-class Stage(Model):
-    """`test` is the question that decides what belongs here; `in_pipeline` stages are drawn in a row."""
-
-    id: Id
-    title: Text
-    definition: Text
-    test: Text
-    in_pipeline: bool = False
-    section: Text | None = None
-    bottleneck: Text | None = None
-    metric: Text | None = None
-    complexity: Text | None = None
-    categories: dict[Id, Category]
-
-
-class VisionTower(Model):
-    name: Text
-    layers: Count
-    hidden: Count
-    heads: Count
-    intermediate: Count
-    patch: Count
-    spatial_merge: Count
-    image_tokens: Text
-
-
-class LanguageModel(Model):
-    """Dimensions of one model.  `checked` parts were seen in public files, the rest is from memory."""
-
-    id: Id
-    title: Text
-    llm: Text
-    layers: Count
-    hidden: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    intermediate: Count
-    vocab: Count
-    vision: VisionTower | None = None
-    checked: list[Literal["llm", "vision"]] = []
-    source: Annotated[list[Text], Field(min_length=1)]
-    note: Text | None = None
-
-
-class Hardware(Model):
-    """One accelerator: dense 16-bit peak [TFLOP/s], memory [GB], bandwidth [GB/s]; see LanguageModel.checked."""
-
-    id: Id
-    title: Text
-    peak_tflops: Positive | None = None
-    memory_gb: Positive | None = None
-    bandwidth_gb_s: Positive
-    checked: list[Literal["tflops", "memory", "bandwidth"]] = []
-    source: Text
-    note: Text | None = None
-
-
-class Benchmark(Model):
-    id: Id
-    title: Text
-    modality: Annotated[list[Modality], Field(min_length=1)]
-    competency: Text | None = None
-    year: Year | None = None
-    metric: Text | None = None
-    arxiv: Arxiv | None = None
-    note: Text | None = None
-
-
-class Venue(Model):
-    """`title` is the short name that pages show, `name` the one that citations print."""
-
-    id: Id
-    title: Text
-    name: Text | None = None
-    type: VenueType
-
-
 @dataclass(frozen=True)
 class Catalog:
     """All records by id (sorted), and the closed vocabularies by id in the order of their files."""
@@ -232,6 +169,11 @@ class Catalog:
     hardware: dict[str, Hardware]
     benchmarks: dict[str, Benchmark]
     venues: dict[str, Venue]
+    needs: dict[str, Need]
+    metrics: dict[str, Metric]
+    formulas: dict[str, Formula]
+    serving: dict[str, ServingSystem]
+    frontiers: dict[str, Frontier]
 
     def in_path(self, stage: str, category: str | None = None, subcategory: str | None = None) -> list[Record]:
         """Records placed at this node of the taxonomy, or below it, by id."""

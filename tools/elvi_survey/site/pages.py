@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elvi_survey.codefacts import Technique
-from elvi_survey.schema import Catalog, Category, Record, Stage, Subcategory
+from elvi_survey.schema import Catalog, Record
 from elvi_survey.site import speculation
 from elvi_survey.site.figures import Request, acts_at
 from elvi_survey.site.results import Result
+from elvi_survey.vocabulary import Category, Stage, Subcategory
 
 PAPERS = "papers/"
 NEWEST = 6
@@ -119,6 +120,7 @@ def _home(catalog: Catalog) -> Page:
         "categories": counted,
         "total": {stage.id: len(catalog.in_path(stage.id)) for stage in stages},
         "widest": max((n for found in counted.values() for _, n in found), default=0) or 1,
+        "metrics": catalog.metrics,
         "request": Request(),
     }
     return Page("", "home.html", "A living survey of efficient vision-language inference", _HOME, context)
@@ -164,6 +166,7 @@ def _stage(sources: Sources, stage: Stage) -> Page:
         "records": catalog.in_path(stage.id),
         "categories": categories,
         "compared": compared,
+        "metric": catalog.metrics[stage.metric].title if stage.metric else None,
     }
     return Page(f"{stage.id}/", "stage.html", stage.title, stage.definition, context)
 
