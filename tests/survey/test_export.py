@@ -26,8 +26,8 @@ def test_bibtex_of_every_record_parses_under_its_id(catalog: Catalog) -> None:
     assert [entry.key for entry in library.entries] == list(catalog.records)
     for entry in library.entries:
         record = catalog.records[entry.key]
-        assert entry["author"].split(" and ") == record.authors
-        assert entry["title"] == "{" + record.title.replace("&", r"\&") + "}"
+        assert entry["author"].split(" and ") == record.authors + ["others"] * record.authors_truncated
+        assert entry["title"] == "{" + record.title.translate({ord(letter): f"\\{letter}" for letter in "&%$#_"}) + "}"
         assert entry["url"] == record.url
 
 
