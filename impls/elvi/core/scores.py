@@ -42,6 +42,17 @@ def pooled(score: Tensor, kernel: int) -> Tensor:
     return torch.nn.functional.avg_pool1d(score[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
 
 
+def tiered(tier: Tensor, score: Tensor) -> Tensor:
+    """Ranks [H, K], the best one highest: by tier first, by score inside a tier, ties to the lower slot.
+
+    Whole numbers: no penalty has to be large enough to part the tiers and yet leave the scores of one tier apart.
+    """
+    order = score.sort(dim=-1, descending=True, stable=True).indices
+    order = order.gather(-1, tier.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
+    places = torch.arange(score.shape[-1], 0, -1, device=score.device)
+    return torch.zeros_like(order).scatter_(-1, order, places.expand_as(order))
+
+
 def column_sums(view: LayerView) -> Tensor:
     """Attention [H, K] that every slot receives from all queries of the view, mean over its group of query heads."""
     total = sum((weights.sum(1) for weights in chunks(view)), start=torch.zeros((), device=view.query.device))
