@@ -148,13 +148,22 @@ def test_a_layer_that_needs_more_leaves_less_to_those_after_it(retention):
     assert sum(counts) == sum(fewer) == 160
 
 
-def test_planned_budgets_are_the_recursion_scaled_to_the_total():
-    needs, lengths = [90.0, 20.0, 55.0, 41.0, 10.0], [200] * 5
+def test_a_plan_above_the_total_is_scaled_down_to_it():
+    needs, lengths = [10.0, 20.0, 35.0, 41.0, 10.0], [200] * 5
     phis = torch.tensor(recursion(needs, lengths, 40.0, 8), dtype=torch.double) - 8
     counts = MadaKV().budgets(needs, lengths, 200, 8)
+    assert phis.sum() > 200 - 40
     assert (counts - (8 + phis / phis.sum() * (200 - 40))).abs().max() < 1
     assert counts.sum() == 200
-    assert float(phis.sum()) != pytest.approx(200 - 40)
+
+
+def test_what_a_plan_leaves_of_the_total_is_shared_equally():
+    needs, lengths = [90.0, 50.0, 75.0, 80.0, 10.0], [200] * 5
+    phis = torch.tensor(recursion(needs, lengths, 40.0, 8), dtype=torch.double)
+    counts = MadaKV().budgets(needs, lengths, 200, 8)
+    assert phis.sum() < 200
+    assert (counts - (phis + (200 - phis.sum()) / 5)).abs().max() <= 1
+    assert counts.sum() == 200
 
 
 def test_demanded_budgets_are_the_needs_and_the_last_layer_takes_the_rest():

@@ -16,8 +16,9 @@ The body of the paper was not available; this follows a digest that gives its eq
 - The number of proxies (at most the text after the last picture, but 8 at least) and theta.
 - retention="plan": layer l keeps phi(l). "demand": it keeps what it needs, as long as later layers can have their
   proxies, and the last layer gets what is left; K is then what was really kept too much, so that the sum stays.
-- phi is bounded by the proxies and by what a layer holds. Under "plan" its sum is not what was asked for, so the
-  budgets are scaled to it; under "demand" only where a bound is met. Fractions go by largest remainder.
+- phi is bounded by the proxies and by what a layer holds, and its sum need not be what was asked for. What is left of
+  the total is shared out equally; what exceeds it is taken in proportion. Where attention is spread out, so that all
+  layers need more than they can have, the step as printed leaves late layers little else.
 - Where a modality has fewer rows than its part, the other one takes the rest. Grouped queries share one selection.
 """
 
@@ -88,9 +89,12 @@ class MadaKV:
                 kept = spent = min(max(need, least), phi + (phi - least) * later)
             elif later:
                 spent = need
-            wanted.append(kept - least)
+            wanted.append(kept)
             phi -= (spent - phi) / max(later, 1)
-        return split(torch.tensor(wanted), total, torch.tensor(lengths), least)
+        planned, most = torch.tensor(wanted), torch.tensor(lengths)
+        if sum(wanted) > total:
+            return split(planned - least, total, most, least)
+        return split(torch.ones(layers), total, most, planned.floor())
 
 
 def needed(view: LayerView, proxies: int, theta: float) -> float:
