@@ -124,7 +124,7 @@ def bench(options: argparse.Namespace) -> None:
         print(path)
 
 
-def search(options: argparse.Namespace) -> None:
+def search_skips(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from elvi.bench import search
@@ -142,6 +142,19 @@ def search(options: argparse.Namespace) -> None:
             tick=partial(progress.advance, task),
         )
     _print(f"{found.spec}\npredicted speed-up {found.predicted_speedup:.3f} after {found.trials} trials")
+
+
+def search_heads(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from elvi.bench import heads
+
+    family = _load(options.model)
+    with _progress(Console(stderr=True)) as progress:
+        task = progress.add_task(family.name, total=options.clips)
+        scores = heads.count(family, clips=options.clips, seed=options.seed, tick=partial(progress.advance, task))
+    path = heads.save(scores, family.name, options.out)
+    _print(f"{heads.summary(scores)}\n{path}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -249,15 +262,24 @@ def _bench_parser(commands: Any) -> None:
 
 
 def _search_parser(commands: Any) -> None:
-    command = commands.add_parser("search", help="search the sub-layers that a model skips while it drafts for itself")
-    command.add_argument("id", metavar="ID", choices=["draft-and-verify"], help="draft-and-verify")
+    command = commands.add_parser("search", help="find out by trying what a technique has to know about a model")
+    kinds = command.add_subparsers(required=True, metavar="ID")
+    command = kinds.add_parser("draft-and-verify", help="the sub-layers to skip while a model drafts for itself")
     _model_option(command)
     command.add_argument("--trials", metavar="N", type=_positive, default=100)
     command.add_argument("--seed", metavar="S", type=int, default=0)
     command.add_argument(
         "--study", metavar="FILE", type=Path, help="where trials are kept; an interrupted search resumes"
     )
-    command.set_defaults(command=search, when_interrupted="; trials made are in the study file, if one was named")
+    command.set_defaults(command=search_skips, when_interrupted="; trials made are in the study file, if one was named")
+    command = kinds.add_parser("sparsemm", help="the heads that look at what is being named")
+    _model_option(command)
+    command.add_argument("--clips", metavar="N", type=_positive, default=200, help="captioned clips (default 200)")
+    command.add_argument("--seed", metavar="S", type=int, default=0)
+    command.add_argument(
+        "--out", metavar="FILE", type=Path, help="the table to write to (default: the one that sparsemm reads)"
+    )
+    command.set_defaults(command=search_heads)
 
 
 def _model_option(command: argparse.ArgumentParser) -> None:
