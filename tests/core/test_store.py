@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 import torch
+from kvsupport import view_of
 from support import clip_for, random_family
 
 from elvi.core.accept import Draft
@@ -12,6 +13,7 @@ from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
 from elvi.core.rows import GROWTH
 from elvi.core.run import Run
+from elvi.core.scores import paid
 from elvi.core.store import LayerStore
 from elvi.core.tokens import top
 
@@ -208,7 +210,7 @@ def prefilled(watch, kind="qwen2_5_vl"):
 
 
 @torch.inference_mode()
-def test_rolling_windows_hold_the_accepted_rows_only():
+def test_rolling_views_carry_the_rows_that_the_round_accepted():
     drafted, plain = Watch(), Watch()
     run = prefilled(drafted)
     verify(run, 5, Draft([6, 7, 8, 9], [-1, -1, 1, 1]))  # root 5; 6 and 7 after it; 8 and 9 after 7
@@ -217,10 +219,59 @@ def test_rolling_windows_hold_the_accepted_rows_only():
     for token in (5, 7, 9):
         verify(single, token, Draft())
         single.commit([0])
-    rows = list(range(len(run.layout), len(run.layout) + 3))
-    for (query, query_row), (expected, expected_row) in zip(drafted.seen[-1], plain.seen[-1]):
-        assert query_row == expected_row == rows
-        torch.testing.assert_close(query, expected, atol=1e-4, rtol=1e-4)
+    total = len(run.layout)
+    for layer, (query, query_row) in enumerate(drafted.seen[-1]):
+        steps = [seen[layer] for seen in plain.seen[-3:]]
+        assert [row for _, row in steps] == [[total], [total + 1], [total + 2]]
+        assert query_row == [total, total + 1, total + 2]
+        torch.testing.assert_close(query, torch.cat([one for one, _ in steps], dim=1), atol=1e-4, rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Notes which slots every drafted row may read, and which row stands before it."""
+
+    seen: list = field(default_factory=list)
+    needs = breaks = frozenset()
+    lossless, prefill, decode = True, False, True
+
+    def attend(self, view):
+        self.seen.append((view.parents, [row.nonzero()[:, 0].tolist() for row in view.readable]))
+
+
+@torch.inference_mode()
+def test_a_view_tells_the_past_of_every_drafted_row():
+    watch = Past()
+    run = prefilled(watch)
+    before = list(range(len(run.layout)))
+    verify(run, 5, Draft([6, 7, 8, 9], [-1, -1, 1, 1]))  # root 5; 6 and 7 after it; 8 and 9 after 7
+    parents, reads = watch.seen[0]
+    assert parents == [-1, 0, 0, 2, 2]
+    root = len(before)
+    paths = ([], [1], [2], [2, 3], [2, 4])
+    assert reads == [[*before, root, *(root + node for node in path)] for path in paths]
+    run.commit([0, 2, 4])
+    verify(run, 5, Draft.chain([6, 7]))
+    parents, reads = watch.seen[-1]
+    assert parents == [-1, 0, 1]
+    assert [len(row) for row in reads] == [len(before) + 3 + count for count in (1, 2, 3)]
+
+
+@torch.inference_mode()
+def test_what_a_row_pays_is_its_attention_over_the_slots_it_reads(device):
+    generator = torch.Generator().manual_seed(0)
+    keys, query = (torch.randn(*shape, generator=generator).to(device) for shape in ((2, 9, 4), (6, 3, 4)))
+    view = view_of(keys, query)
+    reads = torch.rand(2, 9, generator=generator).to(device) < 0.6
+    reads[:, 7] = True
+    for head in range(2):
+        logits = query[3 * head : 3 * head + 3, 1] @ keys[head, reads[head]].T / 2
+        expected = torch.zeros(9, device=device)
+        expected[reads[head]] = logits.softmax(-1).mean(0)
+        torch.testing.assert_close(paid(view, 1, reads)[head], expected)
+    torch.testing.assert_close(
+        paid(view, 2, view.readable[2].expand(2, -1)), view.attention()[:, 2].view(2, 3, 9).mean(1)
+    )
 
 
 @torch.inference_mode()

@@ -102,11 +102,11 @@ class Run:
             self._note_question(layer, query)
         if self.window:
             rows = self.store.rows
-            if not self.prefilling and layer in self.recent:
+            if not self.prefilling and self.store.layers[layer].tail > len(rows):  # forwards before it in this round
                 query = torch.cat([self.recent[layer][0], query], dim=1)
                 rows = torch.cat([self.recent[layer][1], rows])
-            # Clones, so that the full query tensor of the layer can be freed; drafts may be rejected, so a round of
-            # decoding keeps its rows until `settle`.
+            # Clones, so that the full query tensor of the layer can be freed; a round of decoding keeps all its rows,
+            # of which some are accepted.
             first = max(0, query.shape[1] - self.window) if self.prefilling else 0
             self.recent[layer] = (query[:, first:].clone(), rows[first:])
 
@@ -151,12 +151,13 @@ class Run:
     def commit(self, accepted: list[int] | None = None) -> None:
         """Accept rows of the tail, a run of text; then let Keep select and, after the prompt, let the codec pack."""
         self.store.commit(accepted)
+        self.tree = None  # what is committed is one line of text
         if not self.prefilling:
             advanced = len(self.store.rows) if accepted is None else len(accepted)
             self.next_position += advanced
             self.next_row += advanced
-        if self.window and not self.prefilling:
-            self._settle_queries(accepted)
+            if accepted is not None:
+                self.recent = {at: (query[:, accepted], rows[accepted]) for at, (query, rows) in self.recent.items()}
         with self.meter.time("select"):
             for keep in self.plan.keeps:
                 if self._acts(keep):
@@ -166,8 +167,7 @@ class Run:
                     for layer, store in enumerate(self.store.layers):
                         codec.pack(self._committed_view(codec, layer), store)
         self.inputs.clear()
-        if self.prefilling and not any(keep.rolling and keep.window for keep in self.plan.keeps):
-            self.recent.clear()
+        self.recent.clear()
 
     def _keep(self, keep: Any) -> None:
         views = [self._committed_view(keep, layer) for layer in range(len(self.store.layers))]
@@ -179,13 +179,6 @@ class Run:
         empty = torch.empty(0)
         return self.view(technique, layer, *self.recent.get(layer, (empty, empty)))
 
-    def _settle_queries(self, accepted: list[int] | None) -> None:
-        count = len(self.store.rows)
-        for layer, (query, rows) in self.recent.items():
-            old = query.shape[1] - count
-            index = list(range(old)) + [old + node for node in (range(count) if accepted is None else accepted)]
-            index = index[-self.window :]
-            self.recent[layer] = (query[:, index], rows[index])
 
 
 def _bare(layout: Tokens) -> Tokens:

@@ -59,6 +59,14 @@ def column_sums(view: LayerView) -> Tensor:
     return grouped(total, view.keys.shape[0])
 
 
+def paid(view: LayerView, place: int, reads: Tensor) -> Tensor:
+    """Attention [H, K] that query `place` of the view pays slots `reads` (bool [H, K]), mean over its group."""
+    keys = view.keys.float()
+    query = view.query[:, place].float().view(keys.shape[0], -1, keys.shape[2])  # [H, G, d]
+    logits = query @ keys.mT * view.scaling
+    return logits.masked_fill(~reads[:, None], float("-inf")).softmax(-1).mean(1)
+
+
 def row_entropy(view: LayerView) -> Tensor:
     """Entropy [Hq, Q] in nats of what every query of the view attends to."""
     return torch.cat([-torch.xlogy(weights, weights).sum(-1) for weights in chunks(view)], dim=1)

@@ -81,7 +81,8 @@ class Attend(Protocol):
 class Keep(Protocol):
     """Which slots (ascending) the heads of each layer keep when rows are committed; None keeps all.
 
-    `window`: how many last query rows the views carry; `rolling`: act after every round, not only after the prompt.
+    `window`: how many last query rows of the prompt the views carry; `rolling`: act after every round of decoding too,
+    whose accepted rows the views then carry (unless window is 0).
     With a true attribute `streams`, clips are read piece by piece (a time step each), and it acts after each piece too
     (as rolling ones do in a stream); with a true attribute `inputs`, its views carry the prompt's rows as they entered
     the layer's attention.

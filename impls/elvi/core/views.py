@@ -121,6 +121,23 @@ class LayerView:
         inside = (self.row >= 0) & (self.row < len(self.layout))
         return inside & self.layout.visual[self.row.clamp(0, len(self.layout) - 1)]
 
+    @cached_property
+    def readable(self) -> Tensor:
+        """bool [Q, K]: slots that each row of the view may read: all before it, of drafted ones its own past alone."""
+        count, length = self.query.shape[1], self.store.length
+        reads = torch.ones(count, length, dtype=torch.bool, device=self.query.device).tril(length - count)
+        if self.tree is not None:
+            reads[:, length - self.tree.shape[1] :] = self.tree
+        return reads
+
+    @property
+    def parents(self) -> list[int]:
+        """Which row of the view stands right before each of them, -1 where that is a row outside of the view."""
+        count = self.query.shape[1]
+        past = self.readable[:, self.store.length - count :].tril(-1)
+        place = torch.arange(1, count + 1, device=past.device)
+        return ((past * place).amax(1) - 1).tolist()
+
     def attention(self) -> Tensor:
         """Causal attention weights [Hq, Q, K] of the view's queries over all slots, in float32."""
         groups = self.query.shape[0] // self.keys.shape[0]
