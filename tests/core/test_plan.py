@@ -80,6 +80,36 @@ def test_a_missing_fact_names_the_technique_and_the_model():
     Plan(NeedsClass()).check(random_family("llava"))
 
 
+@dataclass(frozen=True)
+class Once:
+    needs: ClassVar = frozenset()
+    breaks: ClassVar = frozenset({Fact.SAME_LENGTH_PER_HEAD})
+    lossless: ClassVar = False
+    rolling: ClassVar = False
+    window: ClassVar = 0
+
+    def keep(self, views):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EveryRound(Once):
+    needs: ClassVar = frozenset({Fact.SAME_LENGTH_PER_HEAD, Fact.SETTLED})
+    breaks: ClassVar = frozenset({Fact.SETTLED})
+    rolling: ClassVar = True
+
+
+def test_what_acts_after_every_round_needs_its_facts_after_the_others_have_acted():
+    Plan(EveryRound()).check(random_family("llama"))
+    with pytest.raises(PlanError, match="EveryRound acts after every round") as error:
+        Plan(EveryRound(), Once()).check(random_family("llama"))
+    assert error.value.culprits == ("EveryRound", "Once")
+    with pytest.raises(PlanError, match="acting before it"):
+        Plan(Once(), EveryRound()).check(random_family("llama"))
+    with pytest.raises(PlanError, match="prompt stay as they are"):
+        Plan(EveryRound(), EveryRound()).check(random_family("llama"))
+
+
 def test_only_one_technique_may_draft():
     with pytest.raises(PlanError) as error:
         Plan(Guess(), Guess()).check(random_family("llama"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from elvi.core.facts import Fact
@@ -114,6 +115,7 @@ class Plan:
                         other,
                     )
             broken |= {fact: technique for fact in technique.breaks if fact not in broken}
+        self._check_rolling()
         for technique in self.techniques:
             if isinstance(technique, Fit):
                 technique.fit(family)
@@ -128,6 +130,20 @@ class Plan:
                 raise FitError(
                     f"{type(reducers[0]).__name__} was asked to act at layer {index}, but {family.name} has "
                     f"{family.num_layers} layers: choose 0 to {family.num_layers - 1}."
+                )
+
+    def _check_rolling(self) -> None:
+        """What acts again after every round needs its facts then, too, when all others have acted."""
+        rolling = [technique for technique in self.techniques if getattr(technique, "rolling", False)]
+        for technique, other in product(rolling, self.techniques):
+            lost = sorted(technique.needs & other.breaks, key=lambda fact: fact.name)
+            if lost and other is not technique:
+                name, culprit = type(technique).__name__, type(other).__name__
+                raise PlanError(
+                    f"{name} acts after every round and needs that {lost[0].value}, which {culprit} ends: drop one of "
+                    "the two.",
+                    name,
+                    culprit,
                 )
 
     def _check_single(self, found: list, what: str) -> None:

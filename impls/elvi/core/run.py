@@ -180,7 +180,6 @@ class Run:
         return self.view(technique, layer, *self.recent.get(layer, (empty, empty)))
 
 
-
 def _bare(layout: Tokens) -> Tokens:
     """Without hidden states."""
     return layout.with_hidden(layout.hidden.new_empty(len(layout), 0))
