@@ -15,6 +15,7 @@ from elvi.core.scores import observers
 from elvi.core.tokens import budget, top
 from elvi.core.views import LayerView
 from elvi.decode.calibquant import CalibQuant
+from elvi.decode.h2o import H2O
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.streamingllm import StreamingLLM
 
@@ -43,8 +44,9 @@ def loss(*techniques) -> float:
         [SnapKV(ratio) for ratio in (0.0, 0.1, 0.25, 0.5, 1.0)],
         [StreamingLLM(recent=recent) for recent in (16, 64, 128, 1000)],
         [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
+        [H2O(ratio) for ratio in (0.05, 0.25, 1.0)],
     ],
-    ids=["snapkv", "streamingllm", "calibquant"],
+    ids=["snapkv", "streamingllm", "calibquant", "h2o"],
 )
 def test_more_budget_predicts_better(plans):
     losses = [loss(plan) for plan in plans]
@@ -55,6 +57,10 @@ def test_more_budget_predicts_better(plans):
 def test_snapkv_beats_sinks_and_recent_tokens_at_equal_budget():
     prompt = 5 * 36 + 8  # rows at least, so that streaming gets no less
     assert loss(SnapKV(0.25)) < loss(StreamingLLM(num_sinks=4, recent=prompt // 4)) - 0.5
+
+
+def test_summed_attention_chooses_worse_than_that_of_the_last_rows():
+    assert loss(H2O(0.25)) > loss(SnapKV(0.25)) + 0.5
 
 
 def test_eight_bits_predict_like_the_full_cache():
