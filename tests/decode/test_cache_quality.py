@@ -15,6 +15,7 @@ from elvi.core.scores import observers
 from elvi.core.tokens import budget, top
 from elvi.core.views import LayerView
 from elvi.decode.calibquant import CalibQuant
+from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.streamingllm import StreamingLLM
@@ -45,8 +46,9 @@ def loss(*techniques) -> float:
         [StreamingLLM(recent=recent) for recent in (16, 64, 128, 1000)],
         [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
         [H2O(ratio) for ratio in (0.05, 0.25, 1.0)],
+        [ElasticCache(ratio) for ratio in (0.05, 0.25, 0.5, 1.0)],
     ],
-    ids=["snapkv", "streamingllm", "calibquant", "h2o"],
+    ids=["snapkv", "streamingllm", "calibquant", "h2o", "elastic-cache"],
 )
 def test_more_budget_predicts_better(plans):
     losses = [loss(plan) for plan in plans]
