@@ -20,11 +20,15 @@ QUESTION = "what color is the star ?"
 class EverySecond:
     """Drops every second visual token and notes the attention row it was shown."""
 
-    at: ClassVar[Layer] = Layer(1)
+    every: int | None = None
     needs: ClassVar[frozenset] = frozenset()
     breaks: ClassVar[frozenset] = frozenset()
     lossless: ClassVar[bool] = False
     notes: list = field(default_factory=list, hash=False)
+
+    @property
+    def at(self):
+        return Layer(1, self.every)
 
     def reduce(self, tokens, seen):
         last = torch.tensor([len(tokens) - 1])
@@ -56,6 +60,19 @@ def test_second_reducer_at_a_layer_sees_the_attention_of_what_the_first_left():
     assert torch.equal(left_query, query[:, place])
     torch.testing.assert_close(left_weights, weights[:, place] / weights[:, place].sum(-1, keepdim=True))
     assert run.last is None
+
+
+@torch.inference_mode()
+def test_a_reducer_may_act_at_layers_that_follow_at_equal_distance():
+    often = EverySecond(every=2)
+    run = Run(random_family("qwen2_5_vl", layers=6), Plan(often))
+    prefill(run, noise_clip(), QUESTION)
+    visual = run.meter.layer_visual_tokens
+    assert visual == [visual[0]] + [-(-visual[0] // 2)] * 2 + [-(-visual[0] // 4)] * 2 + [-(-visual[0] // 8)]
+    assert [len(layer.row[0]) for layer in run.store.layers] == run.meter.layer_tokens
+    assert [rows.tolist() for rows, _, _ in often.notes] == [
+        run.store.layers[layer - 1].row[0].tolist() for layer in (1, 3, 5)
+    ]
 
 
 @torch.inference_mode()

@@ -38,10 +38,7 @@ class Plan:
         self.selectors: list[SelectFrames] = [t for t in self.techniques if isinstance(t, SelectFrames)]
         reducers = [t for t in self.techniques if isinstance(t, Reduce)]
         self.encoded: list[Reduce] = [t for t in reducers if isinstance(t.at, Encoded)]
-        self.layer_reducers: dict[int, list[Reduce]] = {}
-        for reducer in reducers:
-            if isinstance(reducer.at, Layer):
-                self.layer_reducers.setdefault(reducer.at.index, []).append(reducer)
+        self.layered: list[Reduce] = [t for t in reducers if isinstance(t.at, Layer)]
         self.attends: list[Attend] = [t for t in self.techniques if isinstance(t, Attend)]
         self.keeps: list[Keep] = [t for t in self.techniques if isinstance(t, Keep)]
         self.fetchers: list[Fetch] = [t for t in self.techniques if isinstance(t, Fetch)]
@@ -51,6 +48,10 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(map(repr, self.techniques))})"
+
+    def reducers_at(self, layer: int) -> list[Reduce]:
+        """Those that act entering a decoder layer, in order."""
+        return [reducer for reducer in self.layered if isinstance(reducer.at, Layer) and layer in reducer.at]
 
     @property
     def lossless(self) -> bool:
@@ -125,10 +126,10 @@ class Plan:
                 f"{type(self.accepts[0]).__name__} was asked to look at layer {layer}, but {family.name} has {layers} "
                 f"layers: choose {-layers} to {layers - 1}."
             )
-        for index, reducers in self.layer_reducers.items():
-            if not 0 <= index < family.num_layers:
+        for reducer in self.layered:
+            if isinstance(reducer.at, Layer) and not 0 <= reducer.at.index < family.num_layers:
                 raise FitError(
-                    f"{type(reducers[0]).__name__} was asked to act at layer {index}, but {family.name} has "
+                    f"{type(reducer).__name__} was asked to act at layer {reducer.at.index}, but {family.name} has "
                     f"{family.num_layers} layers: choose 0 to {family.num_layers - 1}."
                 )
 

@@ -96,7 +96,7 @@ class Run:
         """Remember what later stages of this forward pass will ask for; nothing is remembered without need."""
         if self.skip is not None:
             return
-        if self.prefilling and layer + 1 in self.plan.layer_reducers:
+        if self.prefilling and self.plan.reducers_at(layer + 1):
             self.last = (query, key, scaling)
         if self.prefilling and self.plan.question_attention:
             self._note_question(layer, query)

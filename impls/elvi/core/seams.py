@@ -27,9 +27,17 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Layer:
-    """Entering decoder layer `index` (0: before the language model) with the whole prompt in one row."""
+    """Entering decoder layer `index` (0: before the language model) with the whole prompt in one row.
+
+    every: acts again after that many layers, and so on to the last.
+    """
 
     index: int
+    every: int | None = None
+
+    def __contains__(self, layer: int) -> bool:
+        beyond = layer - self.index
+        return beyond == 0 or (self.every is not None and beyond > 0 and beyond % self.every == 0)
 
 
 class Technique(Protocol):

@@ -33,7 +33,7 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
         run.entered = tokens
     for index, layer in enumerate(text.layers):
         if run.prefilling:
-            if index in run.plan.layer_reducers:
+            if run.plan.reducers_at(index):
                 tokens = _reduce(tokens, index, run)
                 embeddings = _rotary(text, tokens)
             run.meter.layer(len(tokens), int(tokens.visual.sum()), run.store.layers[index].length)
@@ -74,7 +74,7 @@ def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
     with run.meter.time("select"):
         query, key, scaling = run.last or (None, None, 1.0)
         rows = tokens.row
-        for reducer in run.plan.layer_reducers[index]:
+        for reducer in run.plan.reducers_at(index):
             if query is not None and key is not None and len(rows) > len(tokens):  # the one before dropped some
                 left = torch.searchsorted(rows, tokens.row)
                 rows, query, key = tokens.row, query[:, left], key[:, left]
