@@ -5,8 +5,10 @@ from functools import cache
 
 import pytest
 import torch
+from trained import needles_found
 
 import elvi
+from elvi.bench.floor import RandomTokens
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
@@ -18,6 +20,7 @@ from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
 from elvi.decode.snapkv import SnapKV
+from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
 
 CLIPS = range(10_020, 10_024)
@@ -47,8 +50,10 @@ def loss(*techniques) -> float:
         [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
         [H2O(ratio) for ratio in (0.05, 0.25, 1.0)],
         [ElasticCache(ratio) for ratio in (0.05, 0.25, 0.5, 1.0)],
+        [ST3(keep_ratio=ratio, tau=None) for ratio in (0.1, 0.5, 1.0)],
+        [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
     ],
-    ids=["snapkv", "streamingllm", "calibquant", "h2o", "elastic-cache"],
+    ids=["snapkv", "streamingllm", "calibquant", "h2o", "elastic-cache", "st3-depth", "st3-time"],
 )
 def test_more_budget_predicts_better(plans):
     losses = [loss(plan) for plan in plans]
@@ -63,6 +68,11 @@ def test_snapkv_beats_sinks_and_recent_tokens_at_equal_budget():
 
 def test_summed_attention_chooses_worse_than_that_of_the_last_rows():
     assert loss(H2O(0.25)) > loss(SnapKV(0.25)) + 0.5
+
+
+def test_st3_finds_needles_that_random_tokens_of_equal_number_lose():
+    technique = ST3(keep_ratio=0.1, tau=None)
+    assert needles_found("tiny-qwen", technique) > needles_found("tiny-qwen", RandomTokens(technique, 0)) + 3
 
 
 def test_eight_bits_predict_like_the_full_cache():

@@ -110,7 +110,7 @@ def twin(technique: Any, seed: int) -> _Random | None:
     """Random selection at the technique's own budget; None where it selects nothing that could be drawn at random."""
     if isinstance(technique, SelectFrames):
         return RandomFrames(technique, seed)
-    if isinstance(technique, Reduce):
+    if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
     if isinstance(technique, Keep) and not (technique.rolling or isinstance(technique, Fetch)):
         return RandomSlots(technique, seed)
