@@ -193,6 +193,38 @@ def test_the_second_tier_is_not_read_where_nothing_fetches():
     torch.testing.assert_close(unread, stepwise(prefilled(Drop(slots))), atol=1e-5, rtol=1e-4)
 
 
+@dataclass(frozen=True)
+class Exact:
+    """A codec that changes nothing: it holds the first `count` slots of every head as they are."""
+
+    count: int
+    needs = breaks = frozenset()
+    lossless = True
+
+    def pack(self, view, store):
+        slots = torch.arange(self.count).expand(len(view.row), -1)
+        store.pack(Pair(view.keys[:, : self.count].clone(), view.values[:, : self.count].clone()), slots)
+
+
+@dataclass(frozen=True)
+class Pair:
+    keys: torch.Tensor
+    values: torch.Tensor
+    nbytes: ClassVar[int] = 0
+
+    def unpack(self):
+        return self.keys, self.values
+
+
+@torch.inference_mode()
+def test_packed_rows_are_read_beside_a_second_tier():
+    rows = tuple(tuple(tuple(range(layer, 60, 2)) for _ in range(2)) for layer in range(3))
+    packed, plain = prefilled(Drop(rows, far=True), Exact(20)), prefilled(Drop(rows))
+    torch.testing.assert_close(stepwise(packed), stepwise(plain), atol=1e-5, rtol=1e-4)
+    logits = verify(packed, TOKENS[0], Draft.chain(TOKENS[1:4]))
+    torch.testing.assert_close(logits, stepwise(plain, TOKENS[:4]), atol=1e-5, rtol=1e-4)
+
+
 @torch.inference_mode()
 def test_merged_rows_take_the_place_of_those_that_the_slots_held():
     run = prefilled()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def attend_by_head(
     query: Tensor,
-    near: Dense | Ragged,
+    near: list[tuple[Tensor, Tensor]],
     far: Dense | Ragged | None,
     fetched: Fetched | None,
     mask: Tensor | None,
@@ -23,20 +23,20 @@ def attend_by_head(
 ) -> Tensor:
     """Output [Hq, Q, d] of queries [Hq, Q, d] over all rows of the first tier and those fetched from the second.
 
-    mask bool or float [Hq or 1, Q, K] over the slots of `near` as its `row` lists them; None: causal.
+    near: keys, values [K_h, d] of every head; mask bool or float [Hq or 1, Q, K] over the slots as the cache's `row`
+    lists them; None: causal.
     """
-    groups = query.shape[0] // len(near.lengths)
-    count, longest = query.shape[1], near.longest
+    groups = query.shape[0] // len(near)
+    count, longest = query.shape[1], max(len(keys) for keys, _ in near)
     if mask is None and count > 1:
         mask = torch.ones(1, count, longest, dtype=torch.bool, device=query.device).tril(longest - count)
     out = []
-    for head, length in enumerate(near.lengths):
+    for head, (keys, values) in enumerate(near):
         asking = query[head * groups : (head + 1) * groups]  # [G, Q, d]
-        keys, values = near.head(head)
         allowed = None
         if mask is not None:
             own = mask if mask.shape[0] == 1 else mask[head * groups : (head + 1) * groups]
-            allowed = own[:, :, longest - length :].expand(groups, -1, -1)
+            allowed = own[:, :, longest - len(keys) :].expand(groups, -1, -1)
         if far is None or fetched is None or not fetched.slots[head].shape[1]:
             rows = None if allowed is None else allowed.flatten(0, 1)
             read = scaled_dot_product_attention(

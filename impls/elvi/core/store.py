@@ -113,6 +113,16 @@ class LayerStore:
         packed_keys, packed_values = self.packed.unpack()
         return torch.cat([packed_keys, keys], dim=1), torch.cat([packed_values, values], dim=1)
 
+    def heads(self) -> list[tuple[Tensor, Tensor]]:
+        """keys, values [K_h, d] of every head, without the second tier; not copied unless some of them are packed."""
+        assert self.rows is not None, "rows are written before they are read"
+        near = [self.rows.head(head) for head in range(len(self.rows.lengths))]
+        if self.packed is None:
+            return near
+        return [
+            (torch.cat([k, keys]), torch.cat([v, values])) for k, v, (keys, values) in zip(*self.packed.unpack(), near)
+        ]
+
     def gather(self, kept: Kept | Tensor | Sequence[Tensor]) -> None:
         """Keep only these slots of each head and free the rest. Packed rows cannot be gathered."""
         if self.packed is not None:

@@ -99,8 +99,7 @@ def attention(module, query, key, value, attention_mask, *, scaling: float, run:
     fetched = _fetched(run, layer, query[0])
     run.attended(layer, query[0], key[0], scaling)
     if store.by_head:
-        assert store.rows is not None
-        out = attend_by_head(query[0], store.rows, store.far, fetched, mask, scaling)[None]
+        out = attend_by_head(query[0], store.heads(), store.far, fetched, mask, scaling)[None]
     elif mask is None:
         return kernel(module, query, key, value, None, scaling=scaling, **kwargs)
     else:
