@@ -5,7 +5,7 @@ import torch
 from kvsupport import prefilled
 
 from elvi.core.budgets import best_of_all, check_window, pyramid, split
-from elvi.core.scores import WHOLE_PROMPT, chunks, column_sums, row_entropy
+from elvi.core.scores import WHOLE_PROMPT, attention, best_and_last, chunks, column_sums, row_entropy
 from elvi.errors import BudgetError
 
 
@@ -35,7 +35,7 @@ def test_a_split_without_weights_is_even():
 @pytest.mark.parametrize("beta", [1, 4, 20])
 @pytest.mark.parametrize("layers", [1, 2, 9])
 def test_a_pyramid_falls_and_keeps_its_mean(layers, beta):
-    budgets = pyramid(layers, 40, 1000, beta)
+    budgets = pyramid(layers, layers * 40, 1000, beta)
     assert budgets.sum() == layers * 40
     assert (budgets.diff() <= 0).all()
     if beta == 1:
@@ -43,9 +43,14 @@ def test_a_pyramid_falls_and_keeps_its_mean(layers, beta):
 
 
 def test_a_pyramid_on_a_short_prompt_keeps_all_of_it_at_the_bottom():
-    budgets = pyramid(5, 40, 60, 20)
+    budgets = pyramid(5, 200, 60, 20)
     assert budgets[0] == 60
     assert budgets.sum() == 200
+
+
+def test_a_pyramid_gives_no_layer_more_than_it_holds():
+    assert pyramid(3, 60, torch.tensor([100, 15, 10]), 20).tolist() == [44, 15, 1]
+    assert pyramid(3, 90, torch.tensor([20, 100, 100]), 20).tolist() == [20, 30, 40]
 
 
 def test_the_best_of_all_heads_keep_the_most_mass_that_can_be_kept():
@@ -61,6 +66,14 @@ def test_a_budget_below_the_window_is_refused_in_one_sentence():
     with pytest.raises(BudgetError, match="asked to keep 3 rows a head, fewer than the 8"):
         check_window(object(), 3, 8)
     check_window(object(), 8, 8)
+
+
+def test_the_best_slots_join_the_last_ones_and_a_small_count_leaves_the_latest(device):
+    score = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]], device=device)
+    assert best_and_last(score, 5, 7).tolist() == [[1, 3, 4, 5, 6], [0, 1, 4, 5, 6]]
+    assert best_and_last(score, 3, 7).tolist() == [[4, 5, 6]] * 2
+    assert best_and_last(score, 2, 7).tolist() == [[5, 6]] * 2
+    assert best_and_last(score, 0, 7).shape == (2, 0)
 
 
 class All:
@@ -80,6 +93,7 @@ def test_column_sums_and_entropies_in_chunks_are_those_of_the_whole_matrix(monke
     for view in everything.views:
         weights = view.attention()
         assert len(list(chunks(view))) > 3
+        torch.testing.assert_close(attention(view, slice(-5, None)), weights[:, -5:], atol=1e-5, rtol=1e-4)
         columns = weights.sum(1).view(len(view.keys), -1, weights.shape[-1]).mean(1)
         torch.testing.assert_close(column_sums(view), columns, atol=1e-5, rtol=1e-4)
         entropy = torch.special.entr(weights).sum(-1)

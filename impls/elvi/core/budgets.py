@@ -43,16 +43,15 @@ def split(weight: Tensor, total: int, most: int | Tensor, least: int | Tensor = 
     return whole.long()
 
 
-def pyramid(layers: int, mean: int, most: int, beta: float) -> Tensor:
-    """Budgets [L] that fall linearly over the layers around `mean`, from 2 mean - mean / beta down to mean / beta.
+def pyramid(layers: int, total: int, most: int | Tensor, beta: float) -> Tensor:
+    """Budgets [L] that add up to `total` and fall linearly over the layers, from 2 mean - mean / beta to mean / beta.
 
-    No layer gets more than `most`; the last layers then get more, so that the mean stays.
+    Layers get `most` rows at most; where that is less than the line starts with, it starts there and ends higher.
     """
-    low = mean / beta
-    high = 2 * mean - low
-    if high > most:
-        low, high = 2 * mean - most, float(most)
-    return split(torch.linspace(high, low, layers), layers * mean, most)
+    mean = total / layers
+    first = float(torch.as_tensor(most).expand(layers)[0])
+    high = min(2 * mean - mean / beta, first)
+    return split(torch.linspace(high, 2 * mean - high, layers), total, most)
 
 
 def best_of_all(score: Tensor, total: int) -> Tensor:

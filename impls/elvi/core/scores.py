@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from elvi.core.tokens import top
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ def observers(query_row: Tensor, layout: Tokens, window: int) -> int:
 
 def window_score(view: LayerView, rows: int) -> Tensor:
     """Mean attention [H, K] that every slot receives from the last `rows` queries and the query heads of its group."""
-    return grouped(view.attention()[:, -rows:].mean(1), view.keys.shape[0])
+    return grouped(attention(view, slice(-rows, None)).mean(1), view.keys.shape[0])
 
 
 def pooled(score: Tensor, kernel: int) -> Tensor:
@@ -51,6 +53,27 @@ def tiered(tier: Tensor, score: Tensor) -> Tensor:
     order = order.gather(-1, tier.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
     places = torch.arange(score.shape[-1], 0, -1, device=score.device)
     return torch.zeros_like(order).scatter_(-1, order, places.expand_as(order))
+
+
+def observed(view: LayerView, window: int, kernel: int) -> Tensor:
+    """Score [H, P] of the slots before the observers' own: what these attend to, smoothed over neighbours.
+
+    The observers are the last K - P slots; what they receive themselves is not smoothed into the others.
+    """
+    rows = observers(view.query_row, view.layout, window)
+    earlier = window_score(view, rows)[:, :-rows]
+    return pooled(earlier, kernel) if earlier.shape[1] else earlier
+
+
+def best_and_last(score: Tensor, count: int, total: int) -> Tensor:
+    """Ascending slots [H, count] out of `total`: the last ones, which are not scored, and the best of score [H, P].
+
+    Where `count` is too small for the last ones, the latest of them.
+    """
+    heads, earlier = score.shape
+    best = top(score, max(0, count - (total - earlier)))
+    last = torch.arange(total - count + best.shape[1], total, device=score.device)
+    return torch.cat([best, last.expand(heads, -1)], dim=1)
 
 
 def column_sums(view: LayerView) -> Tensor:
@@ -75,8 +98,12 @@ def row_entropy(view: LayerView) -> Tensor:
 def chunks(view: LayerView) -> Iterator[Tensor]:
     """Attention weights [Hq, c, K] of c queries of the view after c others."""
     for start in range(0, view.query.shape[1], CHUNK):
-        rows = slice(start, start + CHUNK)
-        yield replace(view, query=view.query[:, rows], query_row=view.query_row[rows]).attention()
+        yield attention(view, slice(start, start + CHUNK))
+
+
+def attention(view: LayerView, rows: slice) -> Tensor:
+    """Attention weights [Hq, R, K] of some queries of the view."""
+    return replace(view, query=view.query[:, rows], query_row=view.query_row[rows]).attention()
 
 
 def grouped(score: Tensor, heads: int) -> Tensor:

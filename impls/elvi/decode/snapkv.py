@@ -20,15 +20,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from elvi.core.facts import Fact
-from elvi.core.scores import observers, pooled, window_score
-from elvi.core.tokens import budget, top
+from elvi.core.scores import best_and_last, observed
+from elvi.core.tokens import budget
 from elvi.errors import BudgetError, check_range
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from elvi.core.views import LayerView
 
 
@@ -65,9 +64,4 @@ class SnapKV:
         count = budget(self.keep_ratio, view.keys.shape[1])
         if count == view.keys.shape[1]:
             return None
-        rows = observers(view.query_row, view.layout, self.window)
-        first = view.query_row[len(view.query_row) - rows]
-        inside = view.row >= first
-        score = pooled(window_score(view, rows).masked_fill(inside, 0.0), self.kernel)
-        # Scores are at most 1, so the window outranks them, and its latest rows come first.
-        return top(torch.where(inside, 2.0 + view.row, score), count)
+        return best_and_last(observed(view, self.window, self.kernel), count, view.keys.shape[1])
