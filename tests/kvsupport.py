@@ -12,7 +12,7 @@ from torch import Tensor
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
-from elvi.core.rows import Dense
+from elvi.core.rows import PAD, Dense
 from elvi.core.run import Run
 from elvi.core.store import LayerStore
 from elvi.core.tokens import Tokens
@@ -40,6 +40,17 @@ class Masked:
         )
 
 
+class Look:
+    """Keeps everything, and remembers what it was shown."""
+
+    needs = breaks = frozenset()
+    lossless, rolling, window = True, False, 32
+
+    def keep(self, views: list[LayerView]) -> list[None]:
+        self.views = views
+        return [None] * len(views)
+
+
 def prefilled(*techniques, kind: str = "qwen2_5_vl", question: str = QUESTION, **clip) -> Run:
     """A run whose prompt has been read by a random-weight model."""
     run = Run(random_family(kind), Plan(*techniques))
@@ -58,7 +69,19 @@ def stepwise(run: Run, tokens: list[int] = TOKENS) -> Tensor:
 
 def held(run: Run) -> list[list[Tensor]]:
     """Row numbers that every layer's heads hold."""
-    return [[row.clone() for row in layer.row] for layer in run.store.layers]
+    return [[row[row != PAD].clone() for row in layer.row] for layer in run.store.layers]
+
+
+def eager_attention(run, kind):
+    """Attention weights [Hq, N, N] of every layer, as the model's own eager kernel computes them."""
+    family = run.family
+    family.model.set_attn_implementation({"text_config": "eager"})
+    try:
+        clip = family.steps(clip_for(kind))
+        out = family.model(**family.inputs(clip, run.question), output_attentions=True)
+    finally:
+        family.model.set_attn_implementation({"text_config": "elvi"})
+    return [layer[0] for layer in out.attentions]
 
 
 def view_of(keys: Tensor, query: Tensor, *, visual: Tensor | None = None, row: Tensor | None = None) -> LayerView:

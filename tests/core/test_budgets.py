@@ -4,7 +4,7 @@ import pytest
 import torch
 from kvsupport import prefilled
 
-from elvi.core.budgets import best_of_all, check_window, pyramid, split
+from elvi.core.budgets import best_of_all, check_window, clipped, over_heads, pyramid, split
 from elvi.core.scores import WHOLE_PROMPT, attention, best_and_last, chunks, column_sums, row_entropy
 from elvi.errors import BudgetError
 
@@ -30,6 +30,31 @@ def test_a_split_is_proportional_where_nothing_is_capped():
 def test_a_split_without_weights_is_even():
     assert split(torch.zeros(4), 10, 100).tolist() == [3, 3, 2, 2]
     assert split(torch.tensor([1.0, 0.0, 0.0]), 10, 4).tolist() == [4, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_clipped_parts_are_in_proportion_wherever_no_limit_holds_them(seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.rand(7, generator=generator) ** 6
+    most, least = torch.randint(20, 60, (7,), generator=generator), torch.randint(0, 9, (7,), generator=generator)
+    for total in (0, 60, 120, 1000):
+        budgets = clipped(weight, total, most, least)
+        assert budgets.sum() == min(max(total, int(least.sum())), int(most.sum()))
+        assert ((least <= budgets) & (budgets <= most)).all()
+        worth = budgets / weight.double()
+        free = (budgets > least) & (budgets < most)
+        for part in free.nonzero()[:, 0]:  # a row more or less is rounding
+            one = 1.01 / float(weight[part])
+            slack = one + 1.01 / weight.double()
+            assert ((worth - worth[part] <= slack) | (budgets == least)).all()
+            assert ((worth[part] - worth <= slack) | (budgets == most)).all()
+
+
+def test_clipping_takes_from_the_others_what_it_adds():
+    assert clipped(torch.tensor([0.01, 1.0, 2.0]), 90, 100, 3).tolist() == [3, 29, 58]
+    assert clipped(torch.tensor([1.0, 1.0, 8.0]), 90, 50, 3).tolist() == [20, 20, 50]
+    assert clipped(torch.tensor([0.0, 0.0, 1.0]), 90, 50, 3).tolist() == [20, 20, 50]
+    assert clipped(torch.tensor([1.0, 1.0]), 90, 50, 10).tolist() == [45, 45]
 
 
 @pytest.mark.parametrize("beta", [1, 4, 20])
@@ -60,6 +85,37 @@ def test_the_best_of_all_heads_keep_the_most_mass_that_can_be_kept():
     assert counts.sum() == 40
     assert kept >= sum(row.topk(10).values.sum() for row in score)
     assert best_of_all(torch.ones(2, 3), 4).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_budgets_over_heads_add_up_and_keep_at_least_the_mass_of_equal_ones(seed):
+    score = torch.rand(4, 30, generator=torch.Generator().manual_seed(seed)) ** (1 + seed % 5)
+    kept = {}
+    for floor_ratio in (0.0, 0.25, 1.0):
+        budgets = over_heads(score, 11, floor_ratio, normalise=False)
+        assert budgets.sum() == 44
+        assert budgets.min() >= int(floor_ratio * 11)
+        kept[floor_ratio] = sum(float(row.topk(int(count)).values.sum()) for row, count in zip(score, budgets))
+        assert over_heads(score, 11, floor_ratio, normalise=True).sum() == 44
+    assert kept[0.0] >= kept[0.25] - 1e-6 >= kept[1.0] - 2e-6
+
+
+def test_a_head_without_score_gets_its_floor_only():
+    score = torch.stack([torch.zeros(20), torch.ones(20), torch.ones(20)])
+    for normalise in (False, True):
+        assert over_heads(score, 5, 0.0, normalise=normalise)[0] == 0
+        assert over_heads(score, 5, 0.4, normalise=normalise)[0] == 2
+
+
+def test_scaling_moves_slots_from_spread_heads_to_sharp_ones():
+    score = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.28, 0.26, 0.24, 0.22]])
+    assert over_heads(score, 2, 0.0, normalise=False).tolist() == [2, 2]
+    assert over_heads(score, 2, 0.0, normalise=True).tolist() == [3, 1]
+
+
+def test_no_slots_to_share_out_are_no_budgets():
+    assert over_heads(torch.rand(3, 5), 0, 0.2, normalise=True).tolist() == [0, 0, 0]
+    assert over_heads(torch.empty(3, 0), 0, 0.2, normalise=True).tolist() == [0, 0, 0]
 
 
 def test_a_budget_below_the_window_is_refused_in_one_sentence():

@@ -2,26 +2,14 @@
 
 import pytest
 import torch
-from kvsupport import Masked, held, prefilled, stepwise, view_of
-from support import clip_for, random_family
+from kvsupport import Masked, eager_attention, held, prefilled, stepwise, view_of
+from support import random_family
 
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
 from elvi.core.scores import SHORTEST, observers, window_score
 from elvi.decode.snapkv import SnapKV
 from elvi.errors import BudgetError
-
-
-def eager_attention(run, kind):
-    """Attention weights [Hq, N, N] of every layer, as the model's own eager kernel computes them."""
-    family = run.family
-    family.model.set_attn_implementation({"text_config": "eager"})
-    try:
-        clip = family.steps(clip_for(kind))
-        out = family.model(**family.inputs(clip, run.question), output_attentions=True)
-    finally:
-        family.model.set_attn_implementation({"text_config": "elvi"})
-    return [layer[0] for layer in out.attentions]
 
 
 def by_loops(weights, window, count, kernel):

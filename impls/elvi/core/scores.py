@@ -24,14 +24,14 @@ WHOLE_PROMPT = 1 << 40  # the window of a technique that needs the queries of al
 CHUNK = 256  # query rows looked at together
 
 
-def observers(query_row: Tensor, layout: Tokens, window: int) -> int:
-    """How many of the last rows observe: at most `window` and the text after the last picture, but 8 if there are.
+def observers(query_row: Tensor, layout: Tokens, window: int, shortest: int = SHORTEST) -> int:
+    """How many of the last rows observe: the text after the last picture, at most `window` and at least `shortest`.
 
     Questions about pictures are often shorter than windows made for long texts, and visual tokens are judged by text.
     """
     visual = layout.visual.nonzero()[:, 0]
     text = len(layout) - int(visual[-1]) - 1 if len(visual) else len(layout)
-    return min(window, max(text, SHORTEST), len(query_row))
+    return min(window, max(text, shortest), len(query_row))
 
 
 def window_score(view: LayerView, rows: int) -> Tensor:
