@@ -8,7 +8,7 @@ import torch
 from trained import needles_found
 
 import elvi
-from elvi.bench.floor import RandomTokens
+from elvi.bench.floor import RandomTokens, twin
 from elvi.core.accept import Draft
 from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
@@ -16,9 +16,11 @@ from elvi.core.run import Run
 from elvi.core.scores import observers
 from elvi.core.tokens import budget, top
 from elvi.core.views import LayerView
+from elvi.decode.adakv import AdaKV
 from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
+from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
@@ -106,11 +108,17 @@ def answers(technique) -> int:
         run = Run(family, Plan(technique))
         prefill(run, clip, clip.question)
         for layer in run.store.layers:
-            layer.gather(torch.arange(layer.length - 1).expand(len(layer.row), -1))
+            layer.crop(layer.length - 1)
         run.next_row, run.next_position = len(run.layout) - 1, int(run.layout.position[0, -1])
         logits = verify(run, int(run.layout.token[-1]), Draft())
         found += family.decode([int(logits.argmax())]) == clip.expected
     return found
+
+
+@pytest.mark.parametrize("technique", [PyramidKV(0.1), AdaKV(0.1)], ids=["pyramidkv", "adakv"])
+def test_chosen_slots_predict_better_than_random_ones_of_equal_number(technique):
+    assert loss(technique) < loss(twin(technique, 0)) - 0.2
+    assert answers(technique) == len(CLIPS)
 
 
 def test_snapkv_finds_needles_that_random_slots_of_equal_number_lose():
