@@ -3,10 +3,19 @@
 import pytest
 import torch
 from kvsupport import prefilled
+from support import FAMILIES, random_family
 
 from elvi.core.budgets import best_of_all, check_window, clipped, over_heads, pyramid, split
-from elvi.core.scores import WHOLE_PROMPT, attention, best_and_last, chunks, column_sums, row_entropy
-from elvi.errors import BudgetError
+from elvi.core.scores import (
+    WHOLE_PROMPT,
+    attention,
+    best_and_last,
+    check_groups,
+    chunks,
+    column_sums,
+    row_entropy,
+)
+from elvi.errors import BudgetError, FitError
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -130,6 +139,14 @@ def test_the_best_slots_join_the_last_ones_and_a_small_count_leaves_the_latest(d
     assert best_and_last(score, 3, 7).tolist() == [[4, 5, 6]] * 2
     assert best_and_last(score, 2, 7).tolist() == [[5, 6]] * 2
     assert best_and_last(score, 0, 7).shape == (2, 0)
+
+
+def test_heads_that_do_not_share_keys_evenly_are_refused_in_one_sentence(monkeypatch):
+    for kind in FAMILIES:
+        check_groups(object(), random_family(kind))
+    monkeypatch.setattr(random_family("llama").config, "num_key_value_heads", 4)
+    with pytest.raises(FitError, match="random-llama, whose 6 query heads do not share 4 key-value heads evenly"):
+        check_groups(object(), random_family("llama"))
 
 
 class All:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from elvi.core.tokens import top
+from elvi.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from elvi.core.tokens import Tokens
     from elvi.core.views import LayerView
+    from elvi.families.family import Family
 
 SHORTEST = 8  # rows of an observation window, however short the question is
 WHOLE_PROMPT = 1 << 40  # the window of a technique that needs the queries of all rows
@@ -116,3 +118,13 @@ def without_orphans(view: LayerView, stays: Tensor) -> Tensor:
     step = view.layout.step[view.row]
     alive = step[stays & view.visual].unique()
     return stays & (view.visual | torch.isin(step, alive) | (step < 0))
+
+
+def check_groups(technique: object, family: Family) -> None:
+    """Raise FitError where `grouped` has no meaning: key-value heads that serve different numbers of query heads."""
+    asking, asked = family.config.num_attention_heads, family.config.num_key_value_heads
+    if asking % asked:
+        raise FitError(
+            f"{type(technique).__name__} was asked of {family.name}, whose {asking} query heads do not share {asked} "
+            "key-value heads evenly, so that scores per key-value head have no meaning: use another model."
+        )
