@@ -20,6 +20,7 @@ from elvi.decode.adakv import AdaKV
 from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
+from elvi.decode.mm_shiftkv import MMShiftKV
 from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.st3 import ST3
@@ -48,6 +49,7 @@ def loss(*techniques) -> float:
     "plans",
     [
         [SnapKV(ratio) for ratio in (0.0, 0.1, 0.25, 0.5, 1.0)],
+        [MMShiftKV(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
         [StreamingLLM(recent=recent) for recent in (16, 64, 128, 1000)],
         [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
         [H2O(ratio) for ratio in (0.05, 0.25, 1.0)],
@@ -55,7 +57,7 @@ def loss(*techniques) -> float:
         [ST3(keep_ratio=ratio, tau=None) for ratio in (0.1, 0.5, 1.0)],
         [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
     ],
-    ids=["snapkv", "streamingllm", "calibquant", "h2o", "elastic-cache", "st3-depth", "st3-time"],
+    ids=["snapkv", "mm-shiftkv", "streamingllm", "calibquant", "h2o", "elastic-cache", "st3-depth", "st3-time"],
 )
 def test_more_budget_predicts_better(plans):
     losses = [loss(plan) for plan in plans]
@@ -123,4 +125,15 @@ def test_chosen_slots_predict_better_than_random_ones_of_equal_number(technique)
 
 def test_snapkv_finds_needles_that_random_slots_of_equal_number_lose():
     assert answers(SnapKV(0.05)) == len(CLIPS)
+    assert answers(RandomKeep(0.05)) < len(CLIPS)
+
+
+def test_mm_shiftkv_predicts_captions_better_than_snapkv_and_random_slots_at_a_quarter():
+    shifted = sum(loss(MMShiftKV(0.25, seed=seed)) for seed in range(3)) / 3
+    assert shifted < loss(SnapKV(0.25)) - 0.2
+    assert shifted < loss(RandomKeep(0.25)) - 0.2
+
+
+def test_mm_shiftkv_finds_needles_that_random_slots_of_equal_number_lose():
+    assert answers(MMShiftKV(0.05)) == len(CLIPS)
     assert answers(RandomKeep(0.05)) < len(CLIPS)
