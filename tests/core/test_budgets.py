@@ -11,6 +11,8 @@ from elvi.core.scores import (
     attention,
     best_and_last,
     check_groups,
+    chunk_keys,
+    chunk_score,
     chunks,
     column_sums,
     row_entropy,
@@ -171,3 +173,15 @@ def test_column_sums_and_entropies_in_chunks_are_those_of_the_whole_matrix(monke
         torch.testing.assert_close(column_sums(view), columns, atol=1e-5, rtol=1e-4)
         entropy = torch.special.entr(weights).sum(-1)
         torch.testing.assert_close(row_entropy(view), entropy, atol=1e-5, rtol=1e-4)
+
+
+def test_chunks_score_as_the_mean_of_their_keys_or_no_less_than_the_best_of_them():
+    generator = torch.Generator().manual_seed(0)
+    keys, query = torch.randn(24, 6, generator=generator), torch.randn(2, 5, 6, generator=generator)
+    products = (query @ keys.mT).unflatten(-1, (4, 6))  # 4 chunks of 6
+    mean, bound = (chunk_score(query, chunk_keys(keys, 6, kind)) for kind in ("mean", "envelope"))
+    torch.testing.assert_close(mean, products.mean(-1))
+    assert (bound >= products.amax(-1) - 1e-5).all()
+    exact = chunk_score(query, chunk_keys(keys, 1, "envelope"))
+    torch.testing.assert_close(exact, query @ keys.mT)
+    assert chunk_score(query, chunk_keys(keys[:0], 6, "mean")).shape == (2, 5, 0)

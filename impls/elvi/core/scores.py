@@ -41,6 +41,12 @@ def window_score(view: LayerView, rows: int) -> Tensor:
     return grouped(attention(view, slice(-rows, None)).mean(1), view.keys.shape[0])
 
 
+def observation(view: LayerView, window: int) -> tuple[Tensor, Tensor]:
+    """The score [H, K] of the window of observers, and the slots that hold them, bool [H, K]."""
+    rows = observers(view.query_row, view.layout, window)
+    return window_score(view, rows), view.row >= view.query_row[len(view.query_row) - rows]
+
+
 def pooled(score: Tensor, kernel: int) -> Tensor:
     """Moving average [H, K] of odd width; beyond the ends there is zero, which counts."""
     return torch.nn.functional.avg_pool1d(score[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
@@ -106,6 +112,23 @@ def chunks(view: LayerView) -> Iterator[Tensor]:
 def attention(view: LayerView, rows: slice) -> Tensor:
     """Attention weights [Hq, R, K] of some queries of the view."""
     return replace(view, query=view.query[:, rows], query_row=view.query_row[rows]).attention()
+
+
+def chunk_keys(keys: Tensor, chunk: int, kind: str) -> tuple[Tensor, ...]:
+    """What stands for every chunk of so many rows of keys [n, d]: [n / chunk, d], one or two of them.
+
+    kind: "mean" of the keys, or "envelope": the lowest and the highest value of each channel.
+    """
+    parts = keys.unflatten(0, (len(keys) // chunk, chunk))
+    return (parts.mean(1),) if kind == "mean" else (parts.amin(1), parts.amax(1))
+
+
+def chunk_score(query: Tensor, keys: tuple[Tensor, ...]) -> Tensor:
+    """How well J chunks match queries [..., Q, d]: products [..., Q, J] with the mean key, or their upper bound."""
+    if len(keys) == 1:
+        return query @ keys[0].mT
+    low, high = keys
+    return query.clamp(max=0) @ low.mT + query.clamp(min=0) @ high.mT
 
 
 def grouped(score: Tensor, heads: int) -> Tensor:

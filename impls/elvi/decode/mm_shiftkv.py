@@ -36,7 +36,6 @@ from elvi.errors import BudgetError, check_choice, check_range
 
 if TYPE_CHECKING:
     from elvi.core.views import LayerView
-    from elvi.families.family import Family
 
 LAST = 512  # rows of the source "last512"
 REPEATS = 16  # proxies of a layer that repeats its last token
@@ -87,8 +86,7 @@ class MMShiftKV:
             asked = f"MMShiftKV was asked for num_proxies={self.num_proxies} in {self.groups} groups"
             raise BudgetError(f"{asked}, which cannot be of equal size: use a multiple of {self.groups}.")
 
-    def fit(self, family: Family) -> None:
-        check_groups(self, family)
+    fit = check_groups
 
     def keep(self, views: list[LayerView]) -> list[Tensor | None]:
         return [self._keep(view) for view in views]
