@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,18 +10,11 @@ from kvsupport import TOKENS, prefilled, stepwise, view_of
 from support import random_family
 
 from elvi.core.accept import Draft
+from elvi.core.bits import unpack_bits
 from elvi.core.generate import verify
 from elvi.core.plan import Plan
 from elvi.core.store import LayerStore
-from elvi.decode.calibquant import (
-    SHRINK_KEYS,
-    SHRINK_VALUES,
-    CalibQuant,
-    calibrated,
-    pack_bits,
-    quantise,
-    unpack_bits,
-)
+from elvi.decode.calibquant import SHRINK_KEYS, SHRINK_VALUES, CalibQuant, calibrated, quantise
 from elvi.decode.streamingllm import StreamingLLM
 from elvi.errors import BudgetError, FitError, PlanError
 
@@ -36,15 +30,6 @@ def by_row(layer):
     keys, values = layer.read()
     order = layer.row.argsort(dim=1)[..., None].expand_as(keys)
     return keys.gather(1, order), values.gather(1, order)
-
-
-@pytest.mark.parametrize("bits", BITS)
-def test_packing_bits_and_back_is_identity(bits, device):
-    codes = torch.randint(0, 2**bits, (2, 5, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8).to(device)
-    packed = pack_bits(codes, bits)
-    assert packed.dtype == torch.uint8
-    assert packed.shape == (2, 5, 32 * bits // 8)
-    assert torch.equal(unpack_bits(packed, bits), codes)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -232,11 +217,11 @@ def test_heads_with_more_visual_tokens_keep_the_surplus_exact():
                 assert torch.equal(restored[head, left], exact[head, left])
 
 
-def test_heads_that_do_not_fill_bytes_are_refused():
-    keys = random(2, 30, 4)
-    view = view_of(keys, random(2, 1, 4), visual=torch.arange(30) > 10)
-    with pytest.raises(FitError, match="1 bits into heads 4 wide"):
-        CalibQuant(bits=1).pack(view, LayerStore())
+def test_heads_that_do_not_fill_bytes_are_refused_before_anything_runs():
+    narrow = SimpleNamespace(name="random-llama", head_dim=4)
+    with pytest.raises(FitError, match="1 bits into heads 4 wide of random-llama"):
+        CalibQuant(bits=1).fit(narrow)
+    CalibQuant(bits=2).fit(narrow)
 
 
 @pytest.mark.parametrize("fields", [{"bits": 3}, {"bits": 0}, {"lowering": -1.0}])

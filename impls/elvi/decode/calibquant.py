@@ -22,16 +22,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from elvi.core.bits import Levels, Pair, levels
 from elvi.core.facts import Fact
 from elvi.core.tokens import top
 from elvi.errors import BudgetError, FitError, check_range
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from elvi.core.store import LayerStore
     from elvi.core.views import LayerView
+    from elvi.families.family import Family
 
 SHRINK_KEYS, SHRINK_VALUES = 0.5, 0.3  # c, used at one bit only
 FEW_BITS = 2  # up to so many, logits are calibrated
@@ -61,16 +62,19 @@ class CalibQuant:
             raise BudgetError(f"CalibQuant was asked for bits={self.bits}, which do not fill a byte: use 1, 2, 4 or 8.")
         check_range(self, "lowering", 0.0, float("inf"))
 
-    def pack(self, view: LayerView, store: LayerStore) -> None:
-        count, width = num_packed(view), view.keys.shape[-1]
+    def fit(self, family: Family) -> None:
+        width = family.head_dim
         if width * self.bits % 8:
             raise FitError(
-                f"CalibQuant was asked to put {self.bits} bits into heads {width} wide, which do not fill whole bytes: "
-                f"use a number of bits that makes {width} times bits a multiple of 8."
+                f"CalibQuant was asked to put {self.bits} bits into heads {width} wide of {family.name}, which do not "
+                f"fill whole bytes: use a number of bits that makes {width} times bits a multiple of 8."
             )
+
+    def pack(self, view: LayerView, store: LayerStore) -> None:
+        count = num_packed(view)
         if count:
             slots = top(view.visual.float(), count)
-            wide = slots[..., None].expand(-1, -1, width)
+            wide = slots[..., None].expand(-1, -1, view.keys.shape[-1])
             shrink = (SHRINK_KEYS, SHRINK_VALUES) if self.bits == 1 else (1.0, 1.0)
             halves = (quantise(x.gather(1, wide), self.bits, c) for x, c in zip((view.keys, view.values), shrink))
             store.pack(Pair(*halves), slots)
@@ -91,56 +95,9 @@ def num_packed(view: LayerView) -> int:
     return int(view.visual.sum(1).min())
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """codes uint8 [H, m, d * bits / 8], low and step [H, 1, d]."""
-
-    codes: Tensor
-    low: Tensor
-    step: Tensor
-    bits: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.low.nbytes + self.step.nbytes
-
-    def restore(self) -> Tensor:
-        return self.low + self.step * unpack_bits(self.codes, self.bits).to(self.step.dtype)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Keys and values of the same slots."""
-
-    keys: Quantised
-    values: Quantised
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
-
-    def unpack(self) -> tuple[Tensor, Tensor]:
-        return self.keys.restore(), self.values.restore()
-
-
-def quantise(x: Tensor, bits: int, shrink: float) -> Quantised:
+def quantise(x: Tensor, bits: int, shrink: float) -> Levels:
     """x [H, m, d] in 2^bits levels per head and channel, their range shrunken towards zero (step 0 where constant)."""
-    low, high = x.amin(1, keepdim=True) * shrink, x.amax(1, keepdim=True) * shrink
-    step = (high - low) / (2**bits - 1)
-    codes = ((x.clamp(low, high) - low) / step.where(step > 0, 1)).round()
-    return Quantised(pack_bits(codes.to(torch.uint8), bits), low, step, bits)
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [..., d] below 2^bits -> uint8 [..., d * bits / 8], the first code in the lowest bits."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    return (codes.unflatten(-1, (-1, 8 // bits)) << shifts).sum(-1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of `pack_bits`."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+    return levels(x, bits, x.amin(1, keepdim=True) * shrink, x.amax(1, keepdim=True) * shrink)
 
 
 def calibrated(logits: Tensor, lowering: float) -> Tensor:
