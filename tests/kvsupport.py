@@ -67,6 +67,19 @@ def stepwise(run: Run, tokens: list[int] = TOKENS) -> Tensor:
     return torch.stack(rows)
 
 
+def in_rounds(run: Run, depth: int = 4, tokens: list[int] = TOKENS) -> Tensor:
+    """Logits [n, V] after each token, drafted as deep as the run lets them be; every other draft falls by half."""
+    rows: list[Tensor] = []
+    while len(rows) < len(tokens):
+        first, *rest = tokens[len(rows) :]
+        rest = rest[: run.depth(depth)]
+        logits = verify(run, first, Draft.chain(rest))
+        taken = 1 + (len(rest) if len(rows) % 2 else len(rest) // 2)
+        run.commit(list(range(taken)))
+        rows += logits[:taken]
+    return torch.stack(rows)
+
+
 def held(run: Run) -> list[list[Tensor]]:
     """Row numbers that every layer's heads hold."""
     return [[row[row != PAD].clone() for row in layer.row] for layer in run.store.layers]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from support import noise_clip, random_family
 
@@ -30,4 +28,4 @@ def views(stream: Stream, technique) -> list:
     """What the technique is shown of every layer between two pieces."""
     run = stream.pieces.run
     run.phase = "piece"
-    return [replace(run._committed_view(technique, layer), phase="piece") for layer in range(len(run.store.layers))]
+    return run._committed_views(technique)

@@ -175,7 +175,7 @@ def test_bytes_are_those_of_the_storage_that_is_allocated(identifier, family):
     allocated = 0
     for layer in run.store.layers:
         allocated += layer.rows.keys.untyped_storage().nbytes() + layer.rows.values.untyped_storage().nbytes()
-        allocated += layer.packed.nbytes if layer.packed is not None else 0
+        allocated += sum(packed.nbytes for packed in layer.packed)
     assert run.store.nbytes == allocated
 
 

@@ -13,7 +13,6 @@ from elvi.core.accept import Draft
 from elvi.core.bits import unpack_bits
 from elvi.core.generate import verify
 from elvi.core.plan import Plan
-from elvi.core.store import LayerStore
 from elvi.decode.calibquant import SHRINK_KEYS, SHRINK_VALUES, CalibQuant, calibrated, quantise
 from elvi.decode.streamingllm import StreamingLLM
 from elvi.errors import BudgetError, FitError, PlanError
@@ -59,7 +58,7 @@ def test_constant_channels_are_exact(count, device):
 @torch.inference_mode()
 def test_folding_scales_into_the_query_gives_the_logits_of_restored_keys():
     run = prefilled(CalibQuant(bits=2))
-    keys = run.store.layers[1].packed.keys
+    keys = run.store.layers[1].packed[0].keys
     query = random(2, 3, 32)
     codes = unpack_bits(keys.codes, 2).float()
     folded = (query * keys.step) @ codes.mT + (query * keys.low).sum(-1, keepdim=True)
@@ -85,7 +84,7 @@ def test_several_pictures_are_packed_and_the_text_between_them_is_not():
     run = prefilled(CalibQuant(bits=8), still=True, seconds=3)
     visual = run.layout.visual
     assert (visual.int().diff() == 1).sum() == 3
-    count = run.store.layers[0].packed.keys.codes.shape[1]
+    count = run.store.layers[0].packed[0].keys.codes.shape[1]
     assert count == int(visual.sum())
     assert set(run.store.layers[0].row[0, :count].tolist()) == set(visual.nonzero()[:, 0].tolist())
 
@@ -139,11 +138,8 @@ def packed_view(bits, seed=0):
     """A layer of 30 rows, 20 of them visual, packed; and the view of 3 later queries on it."""
     keys, query = random(2, 30, 16, seed=seed), random(4, 3, 16, seed=seed + 1) * 4
     view = view_of(keys, query, visual=(torch.arange(30) >= 5) & (torch.arange(30) < 25))
-    store = LayerStore()
-    store.write(keys, keys, torch.arange(30))
-    store.commit()
-    CalibQuant(bits=bits).pack(view, store)
-    return view_of(store.read()[0], query, visual=view.layout.visual, row=store.row)
+    CalibQuant(bits=bits).pack([view])
+    return view_of(view.store.read()[0], query, visual=view.layout.visual, row=view.store.row)
 
 
 def test_decode_bias_is_the_calibration_of_each_rows_visual_logits():
@@ -176,7 +172,7 @@ def test_one_bit_uses_the_shrunken_ranges_of_the_paper():
     run, plain = prefilled(CalibQuant(bits=1)), prefilled()
     visual = run.layout.visual
     keys, values = plain.store.layers[0].read()
-    packed = run.store.layers[0].packed
+    (packed,) = run.store.layers[0].packed
     torch.testing.assert_close(packed.keys.low, keys[:, visual].amin(1, keepdim=True) * SHRINK_KEYS)
     torch.testing.assert_close(packed.values.low, values[:, visual].amin(1, keepdim=True) * SHRINK_VALUES)
 
@@ -184,7 +180,7 @@ def test_one_bit_uses_the_shrunken_ranges_of_the_paper():
 @torch.inference_mode()
 def test_prompts_without_pictures_are_left_alone():
     run = prefilled(CalibQuant(), kind="llama")
-    assert all(layer.packed is None for layer in run.store.layers)
+    assert not any(layer.packed for layer in run.store.layers)
     assert torch.equal(stepwise(run), stepwise(prefilled(kind="llama")))
 
 
@@ -207,7 +203,7 @@ def test_heads_with_more_visual_tokens_keep_the_surplus_exact():
     visual = selected.layout.visual
     for before, after in zip(selected.store.layers, both.store.layers):
         counts = visual[before.row].sum(1)
-        packed = after.packed.keys.codes.shape[1]
+        packed = after.packed[0].keys.codes.shape[1]
         assert packed == counts.min() < counts.max()
         assert visual[after.row[:, :packed]].all()
         assert torch.equal(after.row.sort(dim=1).values, before.row)

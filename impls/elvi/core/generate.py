@@ -95,7 +95,7 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
         with meter.time("draft"), meter.time("draft_start"):
             drafting = plan.drafters[0].start(run, clip, sampler)
     while len(ids) < max_new_tokens and ids[-1] not in stop:
-        draft, limit = Draft(), max_new_tokens - len(ids) - 1
+        draft, limit = Draft(), run.depth(max_new_tokens - len(ids) - 1)
         if drafting is not None and limit > 0:
             with meter.time("draft"):
                 draft = drafting.propose(ids, limit)
@@ -104,7 +104,7 @@ def decode(run: Run, ids: list[int], clip: Clip | None, sampler: Sampler, max_ne
         run.commit([0, *(node + 1 for node in path.nodes)])
         ids += [*(draft.ids[node] for node in path.nodes), path.next]
         meter.round(len(draft), len(path.nodes))
-        if drafting is not None:
+        if drafting is not None and limit > 0:
             with meter.time("draft"):
                 drafting.heard(path)
 

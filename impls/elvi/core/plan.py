@@ -73,6 +73,11 @@ class Plan:
         return any(getattr(keep, "inputs", False) for keep in self.keeps)
 
     @property
+    def entering(self) -> bool:
+        """Whether a technique looks at the tokens that enter the layers."""
+        return any(getattr(technique, "entering", False) for technique in self.techniques)
+
+    @property
     def hidden_layer(self) -> int | None:
         """The layer whose output is looked at while drafts are judged; negative ones count from the last."""
         return next((getattr(accept, "hidden_layer", None) for accept in self.accepts), None)

@@ -40,6 +40,8 @@ class Run:
         self.skip: Skip | None = None  # None: nothing is skipped, and what is read counts
         self.recent: dict[int, tuple[Tensor, Tensor]] = {}
         self.inputs: dict[int, Tensor] = {}
+        self.entering: dict[int, Tokens] = {}
+        self.due: int | None = None  # rows that will be committed when the codec acts again
         self.memory: dict[tuple[int, int], dict[str, Any]] = {}
         self.last: tuple[Tensor, Tensor, float] | None = None
         self.watched_layer = None if plan.hidden_layer is None else plan.hidden_layer % family.num_layers
@@ -90,6 +92,7 @@ class Run:
             self.tree,
             self.inputs.get(layer),
             self.memory.setdefault((id(technique), layer), {}),
+            self.entering.get(layer),
         )
 
     def attended(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
@@ -122,7 +125,10 @@ class Run:
     @property
     def window(self) -> int:
         """How many query rows the techniques still to come will ask for."""
-        return max((keep.window for keep in self.plan.keeps if self._acts(keep) or keep.rolling), default=0)
+        windows = [keep.window for keep in self.plan.keeps if self._acts(keep) or keep.rolling]
+        if self.prefilling:
+            windows += [getattr(codec, "window", 0) for codec in self.plan.codecs]
+        return max(windows, default=0)
 
     def _acts(self, keep: Any) -> bool:
         """Whether a Keep acts at the end of this phase."""
@@ -136,6 +142,10 @@ class Run:
         visual = torch.nn.functional.pad(self.layout.visual, (0, self.next_row - len(self.layout)))
         counts = [(visual[store.row] & (store.row >= 0)).float().sum(-1).mean() for store in self.store.layers]
         return float(torch.stack(counts).mean())
+
+    def depth(self, most: int) -> int:
+        """How deep a draft may be that could be `most` deep: no row in flight may wait for the codec to act."""
+        return most if self.due is None else min(most, self.due - 1)
 
     def crop(self, row: int) -> None:
         """Forget the text from row number `row` on, committed rows too; nothing before it may have been dropped."""
@@ -156,28 +166,29 @@ class Run:
             advanced = len(self.store.rows) if accepted is None else len(accepted)
             self.next_position += advanced
             self.next_row += advanced
+            self.due = None if self.due is None else self.due - advanced
             if accepted is not None:
                 self.recent = {at: (query[:, accepted], rows[accepted]) for at, (query, rows) in self.recent.items()}
         with self.meter.time("select"):
             for keep in self.plan.keeps:
                 if self._acts(keep):
                     self._keep(keep)
-            if self.phase == "prompt":
+            if self.phase == "prompt" or (self.due is not None and self.due <= 0):
                 for codec in self.plan.codecs:
-                    for layer, store in enumerate(self.store.layers):
-                        codec.pack(self._committed_view(codec, layer), store)
+                    self.due = codec.pack(self._committed_views(codec))
         self.inputs.clear()
+        self.entering.clear()
         self.recent.clear()
 
     def _keep(self, keep: Any) -> None:
-        views = [self._committed_view(keep, layer) for layer in range(len(self.store.layers))]
-        for store, kept in zip(self.store.layers, keep.keep(views)):
+        for store, kept in zip(self.store.layers, keep.keep(self._committed_views(keep))):
             if kept is not None:
                 store.gather(kept)
 
-    def _committed_view(self, technique: Any, layer: int) -> LayerView:
-        empty = torch.empty(0)
-        return self.view(technique, layer, *self.recent.get(layer, (empty, empty)))
+    def _committed_views(self, technique: Any) -> list[LayerView]:
+        nothing = (torch.empty(0), torch.empty(0))
+        layers = range(len(self.store.layers))
+        return [self.view(technique, layer, *self.recent.get(layer, nothing)) for layer in layers]
 
 
 def _bare(layout: Tokens) -> Tokens:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from elvi.core.accept import Draft, Path, Sampler
     from elvi.core.facts import Fact
     from elvi.core.run import Run
-    from elvi.core.store import Kept, LayerStore
+    from elvi.core.store import Kept
     from elvi.core.tokens import Tokens
     from elvi.core.views import Fetched, LayerView, Seen
     from elvi.families.family import Family
@@ -93,7 +93,8 @@ class Keep(Protocol):
     whose accepted rows the views then carry (unless window is 0).
     With a true attribute `streams`, clips are read piece by piece (a time step each), and it acts after each piece too
     (as rolling ones do in a stream); with a true attribute `inputs`, its views carry the prompt's rows as they entered
-    the layer's attention.
+    the layer's attention, with a true attribute `entering`, the prompt's tokens as they entered the layer (a Codec may
+    ask for that, too).
     """
 
     @property
@@ -117,9 +118,14 @@ class Fetch(Protocol):
 
 @runtime_checkable
 class Codec(Protocol):
-    """Store some slots of a layer in fewer bits: calls `store.pack(packed, slots)`, once, after the prompt."""
+    """Store some slots in fewer bits: calls `view.store.pack(packed, slots)` for any of the layers.
 
-    def pack(self, view: LayerView, store: LayerStore) -> None: ...
+    It acts when the prompt is read, and says after how many more rows it acts again (None: never). Rounds of decoding
+    end there, however deep the drafts could be, so that no row reads what is packed only later on.
+    With an attribute `window`, the views after the prompt carry so many last query rows.
+    """
+
+    def pack(self, views: list[LayerView]) -> int | None: ...
 
 
 @runtime_checkable

@@ -57,7 +57,7 @@ class LayerStore:
     def __init__(self) -> None:
         self.rows: Dense | Ragged | None = None
         self.far: Dense | Ragged | None = None
-        self.packed: Packed | None = None
+        self.packed: list[Packed] = []  # in the order in which they were packed
         self._packed_row: Tensor | None = None
         self.tail = 0  # rows at the end that are not committed
 
@@ -78,7 +78,7 @@ class LayerStore:
     @property
     def nbytes(self) -> int:
         """Bytes of allocated key and value storage (row numbers are bookkeeping and not counted), second tier apart."""
-        return _allocated(self.rows) + (0 if self.packed is None else self.packed.nbytes)
+        return _allocated(self.rows) + sum(packed.nbytes for packed in self.packed)
 
     @property
     def far_bytes(self) -> int:
@@ -89,7 +89,7 @@ class LayerStore:
     def held_bytes(self) -> int:
         """Bytes of the slots themselves, without room to grow: what attention over all of them reads."""
         used = 0 if self.rows is None else sum(self.rows.lengths) * row_bytes(self.rows)
-        return used + (0 if self.packed is None else self.packed.nbytes)
+        return used + sum(packed.nbytes for packed in self.packed)
 
     @property
     def row(self) -> Tensor:
@@ -107,25 +107,21 @@ class LayerStore:
     def read(self) -> tuple[Tensor, Tensor]:
         """keys, values [H, K, d] of all slots but those of the second tier."""
         assert self.rows is not None, "rows are written before they are read"
-        keys, values = self.rows.read()
-        if self.packed is None:
-            return keys, values
-        packed_keys, packed_values = self.packed.unpack()
-        return torch.cat([packed_keys, keys], dim=1), torch.cat([packed_values, values], dim=1)
+        if not self.packed:
+            return self.rows.read()
+        keys, values = zip(*(packed.unpack() for packed in self.packed), self.rows.read())
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
     def heads(self) -> list[tuple[Tensor, Tensor]]:
         """keys, values [K_h, d] of every head, without the second tier; not copied unless some of them are packed."""
         assert self.rows is not None, "rows are written before they are read"
-        near = [self.rows.head(head) for head in range(len(self.rows.lengths))]
-        if self.packed is None:
-            return near
-        return [
-            (torch.cat([k, keys]), torch.cat([v, values])) for k, v, (keys, values) in zip(*self.packed.unpack(), near)
-        ]
+        if self.packed:
+            return [*zip(*self.read())]
+        return [self.rows.head(head) for head in range(len(self.rows.lengths))]
 
     def gather(self, kept: Kept | Tensor | Sequence[Tensor]) -> None:
         """Keep only these slots of each head and free the rest. Packed rows cannot be gathered."""
-        if self.packed is not None:
+        if self.packed:
             raise RuntimeError("rows were packed before they were selected")
         kept = kept if isinstance(kept, Kept) else Kept(kept)
         near = self._taken(kept.slots)
@@ -144,13 +140,17 @@ class LayerStore:
         return keys, values, row
 
     def pack(self, packed: Packed, slot: Tensor) -> None:
-        """Replace the full-precision slots [H, m] by their packed form; the others stay, in order."""
+        """Replace slots [H, m], counted along `rows`, by their packed form, after what was packed before.
+
+        The other rows stay, in order. What is packed is never touched again.
+        """
         assert isinstance(self.rows, Dense)
         rest = torch.ones(self.rows.row.shape, dtype=torch.bool, device=slot.device).scatter_(1, slot, False)
         remaining = rest.nonzero()[:, 1].view(slot.shape[0], self.rows.longest - slot.shape[1])
-        packed_row = self.rows.row.gather(1, slot)
-        self.gather(remaining)
-        self.packed, self._packed_row = packed, packed_row
+        row = self.rows.row.gather(1, slot)
+        self.rows = held(*self._taken(remaining))
+        self.packed.append(packed)
+        self._packed_row = row if self._packed_row is None else torch.cat([self._packed_row, row], dim=1)
 
     def commit(self, accepted: list[int] | None = None) -> None:
         """Accept tail rows, given by their place in the tail (None: all of them), and drop the others."""
@@ -160,7 +160,7 @@ class LayerStore:
 
     def crop(self, length: int) -> None:
         """Forget all slots from `length` on, committed ones too. Packed rows cannot be cropped."""
-        if self.packed is not None:
+        if self.packed:
             raise RuntimeError("rows were packed before they were cropped")
         if self.rows is not None and length < self.rows.longest:
             self.rows.keep_last(self.rows.longest - length, [])
@@ -169,7 +169,7 @@ class LayerStore:
     def fork(self) -> LayerStore:
         """A copy that may go its own way. It shares the second tier as it is now, to which it must not add."""
         copied = copy.copy(self)
-        copied.rows, copied.far = copy.deepcopy(self.rows), copy.copy(self.far)
+        copied.rows, copied.far, copied.packed = copy.deepcopy(self.rows), copy.copy(self.far), [*self.packed]
         return copied
 
 

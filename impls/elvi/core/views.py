@@ -80,8 +80,8 @@ class LayerView:
     query [Hq, Q, d]: post-RoPE queries (the rows in flight for Attend and Fetch, the last `window` prompt rows for
     Keep), query_row [Q] their row numbers; tree bool [Q, T]: which of the last T slots the rows in flight may read
     (None: all before them). phase: "piece" (of a stream), "prompt" (the whole prompt) or "answer". inputs [N, D]: what
-    entered the layer's attention, if the technique asked for it. memory: what this technique remembers of this layer
-    for the length of the run.
+    entered the layer's attention, and entering, the prompt's tokens as they entered the layer, if the technique asked
+    for it. memory: what this technique remembers of this layer for the length of the run.
     """
 
     layer: int
@@ -95,6 +95,7 @@ class LayerView:
     tree: Tensor | None = None
     inputs: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    entering: Tokens | None = None
 
     @cached_property
     def _read(self) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,8 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
         run.store.rows = tokens.row
         if run.prefilling and run.plan.inputs:
             run.inputs[index] = layer.input_layernorm(tokens.hidden)
+        if run.prefilling and run.plan.entering:
+            run.entering[index] = tokens
         tokens = tokens.with_hidden(_through(layer, index, tokens.hidden[None], embeddings, run)[0])
         if index == run.watched_layer:
             run.watched = tokens

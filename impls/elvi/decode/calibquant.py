@@ -30,7 +30,6 @@ from elvi.errors import BudgetError, FitError, check_range
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elvi.core.store import LayerStore
     from elvi.core.views import LayerView
     from elvi.families.family import Family
 
@@ -70,14 +69,15 @@ class CalibQuant:
                 f"fill whole bytes: use a number of bits that makes {width} times bits a multiple of 8."
             )
 
-    def pack(self, view: LayerView, store: LayerStore) -> None:
-        count = num_packed(view)
-        if count:
-            slots = top(view.visual.float(), count)
-            wide = slots[..., None].expand(-1, -1, view.keys.shape[-1])
-            shrink = (SHRINK_KEYS, SHRINK_VALUES) if self.bits == 1 else (1.0, 1.0)
-            halves = (quantise(x.gather(1, wide), self.bits, c) for x, c in zip((view.keys, view.values), shrink))
-            store.pack(Pair(*halves), slots)
+    def pack(self, views: list[LayerView]) -> None:
+        for view in views:
+            count = num_packed(view)
+            if count:
+                slots = top(view.visual.float(), count)
+                wide = slots[..., None].expand(-1, -1, view.keys.shape[-1])
+                shrink = (SHRINK_KEYS, SHRINK_VALUES) if self.bits == 1 else (1.0, 1.0)
+                halves = (quantise(x.gather(1, wide), self.bits, c) for x, c in zip((view.keys, view.values), shrink))
+                view.store.pack(Pair(*halves), slots)
 
     def attend(self, view: LayerView) -> Tensor | None:
         count = num_packed(view)
