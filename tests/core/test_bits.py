@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from elvi.core.bits import Levels, Pair, levels, pack_bits, pack_trits, unpack_bits, unpack_trits
+from elvi.core.bits import Levels, Pair, levels, pack_bits, pack_trits, signs, ternary, unpack_bits, unpack_trits
 
 
 def random_codes(limit, *shape):
@@ -60,3 +60,25 @@ def test_bytes_are_codes_lows_and_steps(device):
     assert packed.nbytes == 2 * 3 * (2 + 2 + 2)
     assert Pair(packed, packed).nbytes == 2 * packed.nbytes
     assert torch.equal(packed.restore(), x)
+
+
+def test_signs_come_back_with_the_mean_magnitude_and_zero_as_positive(device):
+    x = torch.tensor([[3.0, -1.0, 0.0, -4.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 8], device=device)
+    packed = signs(x)
+    assert packed.restore().tolist() == [[1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 8]
+    assert packed.nbytes == 2 * (1 + 4)
+
+
+def test_three_values_are_zero_up_to_half_the_mean_magnitude(device):
+    x = torch.tensor([[3.0, -1.0, 1.5, -4.0, 1.0, 1.1, -1.1, 3.3], [0.0] * 8], device=device)
+    packed = ternary(x)
+    assert float(x[0].abs().mean()) == 2.0
+    assert packed.restore().tolist() == [[2.0, 0.0, 2.0, -2.0, 0.0, 2.0, -2.0, 2.0], [0.0] * 8]
+    assert packed.nbytes == 4 + 2 * 4  # 16 trits take 4 bytes
+
+
+def test_errors_of_three_values_are_at_most_what_is_cut_off_at_either_end(device):
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    alpha = x.abs().mean(-1, keepdim=True)
+    worst = torch.maximum(alpha / 2, x.abs().amax(-1, keepdim=True) - alpha)
+    assert ((ternary(x).restore() - x).abs() <= worst + 1e-6).all()

@@ -25,6 +25,7 @@ from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
 from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
+from elvi.decode.vidkv import VidKV
 
 CLIPS = range(10_020, 10_024)
 pytestmark = pytest.mark.slow
@@ -56,8 +57,9 @@ def loss(*techniques) -> float:
         [ElasticCache(ratio) for ratio in (0.05, 0.25, 0.5, 1.0)],
         [ST3(keep_ratio=ratio, tau=None) for ratio in (0.1, 0.5, 1.0)],
         [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
+        [VidKV(bits) for bits in (1.0, 1.5, 2.0)],
     ],
-    ids=["snapkv", "mm-shiftkv", "streamingllm", "calibquant", "h2o", "elastic-cache", "st3-depth", "st3-time"],
+    ids=lambda plans: type(plans[0]).__name__,
 )
 def test_more_budget_predicts_better(plans):
     losses = [loss(plan) for plan in plans]

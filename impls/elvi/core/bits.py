@@ -1,4 +1,4 @@
-"""Codes of less than a byte, really packed, and the evenly spaced levels that they may stand for."""
+"""Codes of less than a byte, really packed, and the numbers that they stand for: levels, signs, three values."""
 
 from __future__ import annotations
 
@@ -72,6 +72,50 @@ def levels(x: Tensor, bits: int, low: Tensor, high: Tensor) -> Levels:
     step = (high - low) / (2**bits - 1)
     codes = ((x.clamp(low, high) - low) / step.where(step > 0, 1)).round()
     return Levels(pack_bits(codes.to(torch.uint8), bits), low, step, bits)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """alpha times the sign: codes uint8 [..., n / 8], 1 where not negative; alpha [..., 1]."""
+
+    codes: Tensor
+    alpha: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.alpha.nbytes
+
+    def restore(self) -> Tensor:
+        return self.alpha * (2 * unpack_bits(self.codes, 1).to(self.alpha.dtype) - 1)
+
+
+def signs(x: Tensor) -> Signs:
+    """x [..., n] as its signs, n a multiple of 8; alpha is the mean magnitude in the last axis."""
+    return Signs(pack_bits((x >= 0).to(torch.uint8), 1), x.abs().mean(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Ternary:
+    """alpha times -1, 0 or 1: codes uint8, all trits in one row; alpha [..., 1], for `size` numbers each."""
+
+    codes: Tensor
+    alpha: Tensor
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.alpha.nbytes
+
+    def restore(self) -> Tensor:
+        trits = unpack_trits(self.codes, self.alpha.numel() * self.size).view(*self.alpha.shape[:-1], self.size)
+        return self.alpha * (trits.to(self.alpha.dtype) - 1)
+
+
+def ternary(x: Tensor) -> Ternary:
+    """x [..., n] as its signs where it exceeds half its mean magnitude in the last axis, alpha; else zero."""
+    alpha = x.abs().mean(-1, keepdim=True)
+    trits = 1 + (x > alpha / 2).to(torch.uint8) - (x < -alpha / 2).to(torch.uint8)
+    return Ternary(pack_trits(trits.flatten()), alpha, x.shape[-1])
 
 
 @dataclass(frozen=True)
