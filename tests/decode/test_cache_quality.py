@@ -20,6 +20,7 @@ from elvi.decode.adakv import AdaKV
 from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
+from elvi.decode.hybridkv import HybridKV
 from elvi.decode.mm_shiftkv import MMShiftKV
 from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
@@ -33,11 +34,11 @@ pytestmark = pytest.mark.slow
 
 @cache
 @torch.inference_mode()
-def loss(*techniques) -> float:
+def loss(*techniques, seconds: int = 5) -> float:
     """Mean negative log-likelihood per caption token, in nats, given all before it; without the first token."""
     family, losses = elvi.load("tiny-qwen", device="cpu"), []
     for number in CLIPS:
-        clip = elvi.sample(number, kind="caption", seconds=5)
+        clip = elvi.sample(number, kind="caption", seconds=seconds)
         first, *rest = family.tokenizer(clip.expected, add_special_tokens=False)["input_ids"]
         run = Run(family, Plan(*techniques))
         prefill(run, clip, clip.question)
@@ -51,6 +52,7 @@ def loss(*techniques) -> float:
     [
         [SnapKV(ratio) for ratio in (0.0, 0.1, 0.25, 0.5, 1.0)],
         [MMShiftKV(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
+        [HybridKV(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
         [StreamingLLM(recent=recent) for recent in (16, 64, 128, 1000)],
         [CalibQuant(bits, lowering=0.0) for bits in (1, 2, 4)],
         [H2O(ratio) for ratio in (0.05, 0.25, 1.0)],
@@ -113,6 +115,8 @@ def answers(technique) -> int:
         prefill(run, clip, clip.question)
         for layer in run.store.layers:
             layer.crop(layer.length - 1)
+
+            layer.rows.keep_last(1, [])
         run.next_row, run.next_position = len(run.layout) - 1, int(run.layout.position[0, -1])
         logits = verify(run, int(run.layout.token[-1]), Draft())
         found += family.decode([int(logits.argmax())]) == clip.expected
@@ -139,3 +143,24 @@ def test_mm_shiftkv_predicts_captions_better_than_snapkv_and_random_slots_at_a_q
 def test_mm_shiftkv_finds_needles_that_random_slots_of_equal_number_lose():
     assert answers(MMShiftKV(0.05)) == len(CLIPS)
     assert answers(RandomKeep(0.05)) < len(CLIPS)
+
+
+def test_hybridkv_predicts_captions_better_than_pruning_and_random_slots_at_a_quarter():
+    others = [HybridKV(0.25, theta=0.0), SnapKV(0.25), RandomKeep(0.25)]
+    assert loss(HybridKV(0.25), seconds=8) < min(loss(other, seconds=8) for other in others) - 0.1
+
+
+def test_hybridkv_that_prunes_every_head_finds_needles_that_random_slots_lose():
+    assert answers(HybridKV(0.05, theta=0.0)) == len(CLIPS)
+
+
+def test_hybridkv_reads_an_eighth_of_the_bytes_on_a_long_clip():
+    family, clip = elvi.load("tiny-qwen", device="cpu"), elvi.sample(10_001, kind="caption", seconds=32)
+    full, *reports = (
+        elvi.generate(family, clip, plan=Plan(*techniques), max_new_tokens=24).report
+        for techniques in ((), (HybridKV(0.1),), (HybridKV(0.1, theta=0.2),), (HybridKV(0.1, theta=0.0),))
+    )
+    for report in reports:
+        assert report.kv_read_bytes <= full.kv_read_bytes / 7.9
+        assert report.kv_bytes + report.kv_far_bytes <= full.kv_bytes
+    assert reports[0].kv_far_bytes > reports[1].kv_far_bytes > reports[2].kv_far_bytes == 0
