@@ -149,7 +149,8 @@ def test_codecs_see_the_last_queries_and_what_entered_the_layers():
         assert torch.equal(entering.row, run.layout.row)
     layers = run.family.text.layers
     assert all(not torch.equal(hidden[0], other) for other in hidden[1:])
-    assert torch.equal(hidden[0][~run.layout.visual], run.layout.hidden[~run.layout.visual])
+    text = ~run.layout.visual
+    assert torch.equal(hidden[0][text], run.family.text.embed_tokens(run.layout.token[text]))
     assert len(hidden) == len(layers)
     assert all(entering is None and not shape.numel() for _, shape, entering in later)
 

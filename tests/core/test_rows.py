@@ -201,9 +201,10 @@ class Exact:
     needs = breaks = frozenset()
     lossless = True
 
-    def pack(self, view, store):
-        slots = torch.arange(self.count).expand(len(view.row), -1)
-        store.pack(Pair(view.keys[:, : self.count].clone(), view.values[:, : self.count].clone()), slots)
+    def pack(self, views):
+        for view in views:
+            slots = torch.arange(self.count).expand(len(view.row), -1)
+            view.store.pack(Pair(view.keys[:, : self.count].clone(), view.values[:, : self.count].clone()), slots)
 
 
 @dataclass(frozen=True)
