@@ -80,7 +80,21 @@ def test_export_of_a_broken_catalog_prints_its_problems(run, tree: Path) -> None
 def test_stats_count_records_by_place(run) -> None:
     code, out, _ = run("stats")
     assert code == 0
-    assert out.startswith("2 records: 1 runnable, 1 planned\nPrefilling: 1\n  Token compression: 1\nDecoding: 1\n")
+    assert out == (
+        "2 records: 1 planned, 1 runnable\n"
+        "Prefilling: 1 (1 runnable)\n  Token compression: 1 (1 runnable)\n"
+        "Decoding: 1\n  KV cache: 1\nYears: 2024 1, 2025 1\n"
+    )
+
+
+def test_stats_as_json_hold_the_same_counts(run) -> None:
+    code, out, _ = run("stats", "--json")
+    counts = json.loads(out)
+    assert (code, counts["records"], counts["years"]) == (0, 2, {"2024": 1, "2025": 1})
+    assert counts["implementation"] == {"planned": 1, "runnable": 1}
+    assert counts["stages"]["prefill"]["categories"] == {
+        "token-compression": {"title": "Token compression", "records": 1, "runnable": 1}
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from elvi_survey.codefacts import CodeFactsError, module_files, read_facts, read_technique
-from elvi_survey.load import Reading, catalog_files, read_catalog
+from elvi_survey.load import Reading, catalog_files, read_catalog, read_text
+from elvi_survey.marked import MarkedError
 from elvi_survey.problems import Problem, suggest
+from elvi_survey.queries import query_problems
 from elvi_survey.schema import Catalog, Record
 
+FOLDERS = ("catalog", "taxonomy", "impls", "results", "tests")
 RESULTS_SCHEMA = 1
+MAX_RESULT_BYTES = 4 * 1024 * 1024
 _NOTHING = re.compile(r"[^a-z0-9]+")
 
 
-def check(root: Path) -> list[Problem]:
-    """All problems of the repository at `root`, sorted by place."""
-    catalog, reading = read_catalog(root)
-    known = {path.stem for path in catalog_files(root)}
+def check(root: Path, instead: Mapping[str, str] | None = None) -> list[Problem]:
+    """All problems of the repository at `root`, sorted by place; `instead` as in Reading."""
+    if links := [name for name in FOLDERS if (root / name).is_symlink()]:
+        return [
+            Problem(name, 1, 1, "file-link", "the folder is a symbolic link", "put a folder there") for name in links
+        ]
+    catalog, reading = read_catalog(root, instead)
+    known = {path.stem for path in [*catalog_files(root), *map(Path, instead or {})]}
     _duplicates(catalog, reading)
     _records_have_code(catalog, reading)
+    reading.problems += query_problems(root, catalog)
     reading.problems += [*_code_has_records(root, catalog, known), *_results(root, catalog, known)]
     return sorted(reading.problems)
 
@@ -107,10 +116,10 @@ def _results(root: Path, catalog: Catalog, known: set[str]) -> Iterator[Problem]
 
 
 def _result_problem(path: Path, catalog: Catalog, known: set[str]) -> tuple[str, str, str] | None:
-    if path.is_symlink():
-        return "file-link", "the file is a symbolic link", "put a plain file there"
     try:
-        data: Any = json.loads(path.read_bytes())
+        data: Any = json.loads(read_text(path, MAX_RESULT_BYTES))
+    except MarkedError as error:
+        return error.code, error.message, error.fix
     except (ValueError, RecursionError):
         return "results-syntax", "the file is not JSON", "measure again with `elvi bench`"
     if not isinstance(data, dict) or data.get("schema") != RESULTS_SCHEMA:

@@ -1,20 +1,27 @@
-"""`elvi-survey`: check, fmt, export, stats and site.  Problems in the catalog exit with 1, misuse with 2."""
+"""`elvi-survey`: check, format, extend and export the catalog; build the site.
+
+Exit codes: 0 done and clean, 1 problems found, 2 misuse or a service that cannot be used.  Only add, links and
+discover ask the network.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from elvi.errors import ElviError
 from elvi_survey.check import check
-from elvi_survey.export import FORMATS
 from elvi_survey.fmt import format_files
-from elvi_survey.load import load_catalog
-from elvi_survey.problems import CatalogError, Problem
+from elvi_survey.load import catalog_files, load_catalog, read_catalog, read_text
+from elvi_survey.marked import MarkedError
+from elvi_survey.problems import CatalogError
+from elvi_survey.report import REPORTS
+
+FORMATS = ("bibtex", "cff", "csl", "csv", "json", "record-schema", "ris", "schema")
 
 
 class UsageError(ElviError):
@@ -43,21 +50,43 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="elvi-survey", description="Check, format and export the catalog; build the site.")
+    parser = _Parser(prog="elvi-survey", description="Check, format, extend and export the catalog; build the site.")
     parser.add_argument("--root", type=Path, default=None, help="repository root (default: found from here upwards)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("check", help="report every problem of the catalog")
-    command.add_argument("--format", choices=["text", "json", "github"], default="text")
-    command.set_defaults(run=_check)
-    command = commands.add_parser("fmt", help="bring records into canonical form")
-    command.add_argument("--check", action="store_true", help="only say which files would change")
-    command.set_defaults(run=_fmt)
-    command = commands.add_parser("export", help="write the catalog in another format")
-    command.add_argument("--format", choices=sorted(FORMATS), required=True)
-    command.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
-    command.set_defaults(run=_export)
-    command = commands.add_parser("stats", help="count records by stage, category and status")
-    command.set_defaults(run=_stats)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], words: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        made.set_defaults(run=run)
+        return made
+
+    made = command("check", _check, "report every problem of the catalog")
+    made.add_argument("--format", choices=list(REPORTS), default="text")
+    made = command("fmt", _fmt, "bring records into canonical form")
+    made.add_argument("--check", action="store_true", help="only say which files would change")
+    made = command("add", _add, "write a new record from arXiv, a DOI, OpenReview or BibTeX")
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument("arxiv", nargs="?", metavar="ARXIV-ID")
+    source.add_argument("--doi")
+    source.add_argument("--openreview", metavar="FORUM")
+    source.add_argument("--bibtex", type=Path, metavar="FILE", help="asks no network")
+    made.add_argument("--key", help="entry of the BibTeX file, where it holds several")
+    made.add_argument("--id", help="id of the record, kept for ever (default: from the title)")
+    made.add_argument("--place", metavar="STAGE/CATEGORY[/SUBCATEGORY]", help="where it belongs in the taxonomy")
+    made = command("from-issue", _from_issue, "turn the body of an issue form into a patch")
+    made.add_argument("file", type=Path, help="Markdown, or JSON with the issue; - reads standard input")
+    made.add_argument("--id", help="id of a new record (default: from the title)")
+    made.add_argument("--write", action="store_true", help="write the record instead of printing the patch")
+    made = command("export", _export, "write the catalog in another format")
+    made.add_argument("--format", choices=FORMATS, required=True)
+    made.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
+    made = command("links", _links, "look at every external link and keep a history")
+    made.add_argument("--history", type=Path, default=Path("build/links.json"))
+    made = command("discover", _discover, "list new papers on arXiv that are not in the catalog")
+    made.add_argument("--cursor", type=Path, default=Path("build/discover.json"))
+    made = command("stats", _stats, "count records by stage, category, year and status")
+    made.add_argument("--json", action="store_true")
+    made = command("changed", _changed, "list the pages that differ from another checkout's")
+    made.add_argument("base", type=Path, help="root of the other checkout")
     commands.add_parser("site", help="build or serve the site")
     return parser
 
@@ -74,25 +103,9 @@ def repository(asked: Path | None) -> Path:
 def _check(options: argparse.Namespace) -> int:
     root = repository(options.root)
     problems = check(root)
-    if options.format == "json":
-        print(json.dumps([problem.to_dict() for problem in problems], indent=1, ensure_ascii=False))
-    else:
-        for problem in problems:
-            print(_annotation(problem) if options.format == "github" else problem)
-    count = len(list((root / "catalog").glob("*.yaml")))
-    print(f"{count} records, {len(problems)} problems", file=sys.stderr)
+    sys.stdout.write(REPORTS[options.format](problems))
+    print(f"{len(catalog_files(root))} records, {len(problems)} problems", file=sys.stderr)
     return 1 if problems else 0
-
-
-def _annotation(problem: Problem) -> str:
-    """A workflow command; the message cannot end it early or start another."""
-    file = _escape(problem.file).replace(":", "%3A").replace(",", "%2C")
-    place = f"file={file},line={problem.line},col={problem.column},title={problem.code}"
-    return f"::error {place}::{_escape(f'{problem.message} — {problem.fix}')}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _fmt(options: argparse.Namespace) -> int:
@@ -103,26 +116,84 @@ def _fmt(options: argparse.Namespace) -> int:
     return 1 if changed and options.check else 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    text = FORMATS[options.format](load_catalog(repository(options.root)))
-    if options.output is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        options.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{options.output} cannot be written ({error.strerror}); name another file.") from None
+def _add(options: argparse.Namespace) -> int:
+    from elvi_survey.add import find_paper, new_record
+    from elvi_survey.from_issue import placement
+
+    root = repository(options.root)
+    catalog, reading = read_catalog(root)
+    known = {"placements": [placement(options.place, catalog)]} if options.place else {}
+    paper = find_paper(options.arxiv, options.doi, options.openreview, options.bibtex, options.key)
+    id_, text = new_record(paper, catalog, reading, options.id, known)
+    file = f"catalog/{id_}.yaml"
+    _write(root / file, text)
+    print(f"{file} is written; it is complete when `elvi-survey check` is quiet:")
+    sys.stdout.write(REPORTS["text"]([problem for problem in check(root) if problem.file == file]))
     return 0
 
 
+def _from_issue(options: argparse.Namespace) -> int:
+    from elvi_survey.from_issue import diff, from_issue
+
+    root = repository(options.root)
+    catalog, reading = read_catalog(root)
+    file, text = from_issue(_input(options.file), catalog, reading, options.id)
+    if options.write:
+        _write(root / file, text)
+    else:
+        old = read_text(root / file) if (root / file).is_file() else ""
+        sys.stdout.write(diff(file, old, text))
+    problems = [problem for problem in check(root, {file: text}) if problem.file == file]
+    print(REPORTS["text"](problems) + f"{file}: {len(problems)} problems", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from elvi_survey.export import FORMATS as WRITERS
+
+    text = WRITERS[options.format](load_catalog(repository(options.root)))
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        _write(options.output, text)
+    return 0
+
+
+def _links(options: argparse.Namespace) -> int:
+    from elvi_survey.links import History, check_links, summary
+    from elvi_survey.web import Web
+
+    catalog, history = load_catalog(repository(options.root)), History.read(options.history)
+    links = check_links(Web(), catalog, history, _today(), lambda url: print(url, file=sys.stderr))
+    history.write(options.history)
+    sys.stdout.write(summary(links, catalog))
+    return 1 if any(health.state == "dead" for health in links.values()) else 0
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from elvi_survey.discover import Cursor, discover, markdown
+    from elvi_survey.web import Web
+
+    catalog, reading = read_catalog(repository(options.root))
+    cursor = Cursor.read(options.cursor)
+    found, failed = discover(Web(), catalog, reading, cursor, datetime.now(UTC).date())
+    sys.stdout.write(markdown(found, failed, catalog))
+    cursor.write(options.cursor)
+    return 1 if failed else 0
+
+
 def _stats(options: argparse.Namespace) -> int:
-    catalog = load_catalog(repository(options.root))
-    status = Counter(record.implementation.status for record in catalog.records.values())
-    print(f"{len(catalog.records)} records: " + ", ".join(f"{count} {name}" for name, count in status.most_common()))
-    for stage in catalog.stages.values():
-        print(f"{stage.title}: {len(catalog.in_path(stage.id))}")
-        for category in stage.categories.values():
-            print(f"  {category.title}: {len(catalog.in_path(stage.id, category.id))}")
+    from elvi_survey.stats import stats, text
+
+    counts = stats(load_catalog(repository(options.root)))
+    sys.stdout.write(json.dumps(counts, indent=1, ensure_ascii=False) + "\n" if options.json else text(counts))
+    return 0
+
+
+def _changed(options: argparse.Namespace) -> int:
+    from elvi_survey.changed import changed_pages
+
+    sys.stdout.write(changed_pages(repository(options.base), repository(options.root)))
     return 0
 
 
@@ -131,3 +202,21 @@ def _site(arguments: list[str]) -> int:
     from elvi_survey.site.build import main as site
 
     return site(arguments)
+
+
+def _today() -> str:
+    return str(datetime.now(UTC).date())
+
+
+def _input(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else read_text(path)
+    except MarkedError as error:
+        raise UsageError(f"{path} cannot be read: {error.message}; {error.fix}.") from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); name another file.") from None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elvi.errors import ElviError
+from elvi_survey.load import read_text
+from elvi_survey.marked import MarkedError
 
 STAGES = ("encode", "prefill", "decode", "serve")
 FACTS = "impls/elvi/core/facts.py"
@@ -112,11 +114,7 @@ def read_techniques(root: Path) -> dict[str, Technique]:
 def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
     """The code facts of one module; raises CodeFactsError when it does not follow the contract."""
     file = path.relative_to(root).as_posix()
-    source = path.read_text(encoding="utf-8")
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        raise CodeFactsError(file, error.lineno or 1, "the file is not Python", "correct the syntax") from None
+    source, tree = _parse(root, file)
     doc = ast.get_docstring(tree)
     if not doc:
         raise CodeFactsError(file, 1, "the module has no docstring", "begin it with one sentence on the paper's idea")
@@ -124,22 +122,43 @@ def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
     if not nodes and stage != "related":
         fix = "write `@dataclass(frozen=True)` above a class with `needs` and `breaks`"
         raise CodeFactsError(file, 1, "the module has no public technique class", fix)
-    classes = [_class(node, source.splitlines()) for node in nodes]
+    try:
+        classes = [_class(node, source.splitlines()) for node in nodes]
+    except (ValueError, RecursionError):
+        raise CodeFactsError(file, nodes[0].lineno, "a value of the class is no literal", "write it out") from None
     return Technique(id_, stage, file, len(source.splitlines()), doc.split("\n\n")[0].replace("\n", " "), doc, classes)
 
 
 def read_facts(root: Path) -> dict[str, str]:
     """Name -> sentence of the closed list of facts; raises CodeFactsError when the enum is not there."""
-    path = root / FACTS
-    tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    tree = _parse(root, FACTS)[1] if (root / FACTS).is_file() else ast.Module([], [])
     enum = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Fact"), None)
     if enum is None:
         raise CodeFactsError(FACTS, 1, "there is no class Fact", "define the enum of facts there")
     return {
-        node.targets[0].id: ast.literal_eval(node.value)
+        node.targets[0].id: node.value.value
         for node in enum.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     }
+
+
+def _parse(root: Path, file: str) -> tuple[str, ast.Module]:
+    """Text and syntax tree of a file inside `root`; raises CodeFactsError for a link, a large file and bad syntax."""
+    path = root / file
+    if path.resolve() != root.resolve() / file:
+        raise CodeFactsError(file, 1, "the file is reached through a symbolic link", "put a plain file there")
+    try:
+        source = read_text(path)
+        return source, ast.parse(source)
+    except MarkedError as error:
+        raise CodeFactsError(file, error.line, error.message, error.fix) from None
+    except SyntaxError as error:
+        raise CodeFactsError(file, error.lineno or 1, "the file is not Python", "correct the syntax") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise CodeFactsError(file, 1, "the file is not Python", "correct the syntax") from None
 
 
 def _is_technique(node: ast.ClassDef) -> bool:

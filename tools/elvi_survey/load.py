@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,14 +40,22 @@ _ENTRIES: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(dict[str, kind]) for 
 NESTED = {"stages": ("axes", "categories"), "categories": ("subcategories",)}
 _AT_KEY = {"unknown-field", "missing-field", "missing-reason"}
 _QUOTED_FIELDS = {"arxiv", "doi", "openreview", "section"}
+TODO = "TODO"  # what `elvi-survey add` writes where only a person can decide
+_TODO_FIX = {"venue": "choose a key of taxonomy/venues.yaml"} | dict.fromkeys(
+    ("stage", "category", "subcategory"), "choose a key of taxonomy/stages.yaml"
+)
 T = TypeVar("T")
 
 
 @dataclass
 class Reading:
-    """One pass over the files below `root`: `marked` holds what could be read, by path relative to `root`."""
+    """One pass over the files below `root`: `marked` holds what could be read, by path relative to `root`.
+
+    instead: texts that stand for files, by such a path, whether or not these exist.
+    """
 
     root: Path
+    instead: Mapping[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     marked: dict[str, Marked] = field(default_factory=dict)
 
@@ -57,7 +67,7 @@ class Reading:
         """The document in `path`, or None after noting why it cannot be read."""
         file = path.relative_to(self.root).as_posix()
         try:
-            document = read_marked(read_text(path))
+            document = read_marked(self.instead[file] if file in self.instead else read_text(path))
             if not isinstance(document.data, dict):
                 raise MarkedError("wrong-type", 1, 1, "the file is not a mapping", "write `key: value` lines")
         except MarkedError as error:
@@ -77,18 +87,21 @@ class Reading:
 
     def _note(self, file: str, detail: Any) -> None:
         context = detail.get("ctx", {})
-        path = tuple(part for part in detail["loc"] if part != "[key]")
+        path = detail["loc"]
         path = (*path, context["field"]) if "field" in context else path
         mark = self.marked[file].nearest(path)
+        if mark.raw == TODO:
+            return  # said already
         code, message, fix = _explain(detail, path, mark)
-        self.add(file, mark, code, message, fix, at_key=code in _AT_KEY or "[key]" in detail["loc"])
+        self.add(file, mark, code, message, fix, at_key=code in _AT_KEY or path[-1:] == ("id",))
 
 
-def read_catalog(root: Path) -> tuple[Catalog, Reading]:
+def read_catalog(root: Path, instead: Mapping[str, str] | None = None) -> tuple[Catalog, Reading]:
     """Everything that could be read below `root`, and what could not; a record with a problem is left out."""
-    reading = Reading(root)
+    reading = Reading(root, instead or {})
     vocabularies = {name: _vocabulary(reading, name) for name in VOCABULARIES}
-    records = {record.id: record for path in catalog_files(root) if (record := _record(reading, path))}
+    paths = sorted({*catalog_files(root), *(root / file for file in reading.instead)})
+    records = {record.id: record for path in paths if (record := _record(reading, path))}
     catalog = Catalog(root=root, records=records, **vocabularies)  # type: ignore[arg-type]
     unknown_references(catalog, reading)
     return catalog, reading
@@ -117,7 +130,16 @@ def _record(reading: Reading, path: Path) -> Record | None:
     document = reading.read(path)
     if document is None or _has_own_id(reading, file, document, ()):
         return None
+    _left_to_do(reading, file, document)
     return reading.validate(file, _RECORD, {**document.data, "id": path.stem})
+
+
+def _left_to_do(reading: Reading, file: str, document: Marked) -> None:
+    for path, mark in document.marks.items():
+        if mark.raw == TODO:
+            field = next((part for part in reversed(path) if isinstance(part, str)), "")
+            message = f"{'.'.join(map(str, path))} is still to be filled in"
+            reading.add(file, mark, "to-do", message, _TODO_FIX.get(field, "write what the paper says"))
 
 
 def _vocabulary(reading: Reading, name: str) -> dict[str, Any]:
@@ -153,15 +175,15 @@ def _has_own_id(reading: Reading, file: str, document: Marked, path: tuple[str, 
     return mark is not None
 
 
-def read_text(path: Path) -> str:
-    """The file's text; raises MarkedError for what is not a small plain UTF-8 file."""
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The file's text; raises MarkedError for what is not a plain UTF-8 file of at `most` so many bytes."""
     if path.is_symlink():
         raise MarkedError("file-link", 1, 1, "the file is a symbolic link", "put a plain file there")
     if not path.is_file():
         raise MarkedError("file-missing", 1, 1, "the file does not exist", "add it")
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise MarkedError("file-size", 1, 1, f"the file has {size} bytes", f"stay below {MAX_BYTES} bytes")
+    if size > most:
+        raise MarkedError("file-size", 1, 1, f"the file has {size} bytes", f"stay below {most} bytes")
     content = path.read_bytes()
     try:
         return content.decode("utf-8")
@@ -171,7 +193,8 @@ def read_text(path: Path) -> str:
 
 
 def _without_echoes(details: list[Any]) -> list[Any]:
-    """`details` less the missing fields that stand there under a misspelt name."""
+    """`details` less missing fields that stand there under a misspelt name, and keys that are refused as ids too."""
+    details = [detail for detail in details if detail["loc"][-1:] != ("[key]",)]
     unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
     names = {(loc[:-1], near) for loc in unknown for near in get_close_matches(str(loc[-1]), _FIELDS, n=1, cutoff=0.5)}
     return [d for d in details if d["type"] != "missing" or (d["loc"][:-1], d["loc"][-1]) not in names]
@@ -186,7 +209,7 @@ def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, 
     if kind == "missing":
         return "missing-field", f"`{where}` is missing", f"add `{name}:`"
     if kind == "extra_forbidden":
-        return "unknown-field", f"`{where}` is not a field", suggest(name, _FIELDS, otherwise="delete it")
+        return "unknown-field", f"`{where}` is not a field", suggest(name, _fields_beside(path), otherwise="delete it")
     if kind == "literal_error":
         near = suggest(detail["input"], _choices(context["expected"]))
         return "unknown-tag", f"{where}: {detail['input']!r} is not known", near
@@ -197,9 +220,22 @@ def _explain(detail: Any, path: tuple[Any, ...], mark: Mark) -> tuple[str, str, 
     return code, f"{where}: {detail['msg'][0].lower()}{detail['msg'][1:]}", "correct the value"
 
 
+def _fields_beside(path: tuple[Any, ...]) -> list[str]:
+    """The fields that may stand where the last part of `path` does."""
+    kind = Record if len(path) == 1 else next((_KINDS[part] for part in reversed(path[:-1]) if part in _KINDS), None)
+    return sorted(set(kind.model_fields) - {"id"}) if kind else _FIELDS
+
+
 def _choices(expected: str) -> list[str]:
     """The words of pydantic's "'a', 'b' or 'c'"."""
     return [word.strip("' ") for word in expected.replace(" or ", ", ").split(", ")]
 
 
 _FIELDS = sorted({name for kind in Model.__subclasses__() for name in kind.model_fields} - {"id"})
+_KINDS = {
+    name: part
+    for kind in Model.__subclasses__()
+    for name, field in kind.model_fields.items()
+    for part in Model.__subclasses__()
+    if part.__name__ in re.findall(r"\w+", str(field.annotation))
+}

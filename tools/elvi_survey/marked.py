@@ -108,7 +108,8 @@ def read_marked(text: str) -> Marked:
         builder = _Builder(events)
         return Marked(builder.document(), builder.marks)
     except yaml.MarkedYAMLError as error:
-        started = error.context_mark if (error.context or "").startswith("while scanning") else None
+        opened = (error.context or "").startswith(("while scanning", "while parsing a flow"))
+        started = error.context_mark if opened else None
         mark = started or error.problem_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         fix = "check indentation, quotes and colons"
