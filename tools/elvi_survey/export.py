@@ -1,28 +1,40 @@
-"""The catalog as BibTeX, CSL-JSON, CSV and JSON."""
+"""The catalog as BibTeX, RIS, CSL-JSON, CSV, JSON and CITATION.cff, and the JSON Schemas of records and of the JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
-from elvi_survey.schema import Catalog, Record
+import yaml
+
+from elvi_survey.load import read_text
+from elvi_survey.schema import Catalog, Record, Stage
+
+JSON_VERSION = 1
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_CFF = {"cff-version": "1.2.0", "message": "Please cite the papers.", "title": "ELVI", "authors": [{"name": "ELVI"}]}
 
 _LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}", "{": r"\textbraceleft{}", "}": r"\textbraceright{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
 })  # fmt: skip
+_NAME_NEEDS_BRACES = re.compile(r"\band\b|,|^others$", re.IGNORECASE)
 _BIBTEX_TYPE = {"conference": "inproceedings", "workshop": "inproceedings", "journal": "article"}
 _CSL_TYPE = {"conference": "paper-conference", "workshop": "paper-conference", "journal": "article-journal"}
+_RIS_TYPE = {"conference": "CPAPER", "workshop": "CPAPER", "journal": "JOUR", "web": "ELEC"}
+_CFF_TYPE = {"conference": "conference-paper", "workshop": "conference-paper", "journal": "article", "web": "website"}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 def bibtex(record: Record, venue: str | None = None) -> str:
     """One BibTeX entry under the record's id; `venue` is the name to print (by default the id of the venue)."""
     kind = _BIBTEX_TYPE.get(record.venue_type, "misc")
-    authors = [f"{{{_tex(name)}}}" if " and " in name or "," in name else _tex(name) for name in record.authors]
+    authors = [f"{{{_tex(name)}}}" if _NAME_NEEDS_BRACES.search(name) else _tex(name) for name in record.authors]
     names = " and ".join([*authors, "others"] if record.authors_truncated else authors)
     fields = {"title": f"{{{_tex(record.title)}}}", "author": names, "year": str(record.year)}
     if kind != "misc":
@@ -52,6 +64,47 @@ def csl(record: Record, venue: str | None = None) -> dict[str, Any]:
         "URL": record.url,
     }
     return {key: value for key, value in item.items() if value is not None}
+
+
+def ris(record: Record, venue: str | None = None) -> str:
+    """One RIS record; names are written as the paper writes them."""
+    truncated = ["et al."] if record.authors_truncated else []
+    date = f"{record.year}/{record.month:02d}//" if record.month else None
+    tags = [
+        ("TY", _RIS_TYPE.get(record.venue_type, "UNPB")),
+        ("ID", record.id),
+        ("TI", record.title),
+        *(("AU", name) for name in [*record.authors, *truncated]),
+        ("PY", str(record.year)),
+        ("DA", date),
+        ("JO" if record.venue_type == "journal" else "T2", venue or record.venue),
+        ("AN", f"arXiv:{record.arxiv}" if record.arxiv else None),
+        ("DO", record.doi),
+        ("UR", record.url),
+        ("ER", ""),
+    ]
+    return "".join(f"{tag}  - {' '.join(value.split())}\r\n" for tag, value in tags if value is not None)
+
+
+def cff(record: Record, venue: str | None = None) -> dict[str, Any]:
+    """One reference of a CITATION.cff (1.2.0); an author is one `name`: family names are not told apart."""
+    kind = _CFF_TYPE.get(record.venue_type, "article")
+    place = {"conference-paper": "conference", "article": "journal"}.get(kind)
+    names = [*record.authors, *(["others"] if record.authors_truncated else [])]
+    identifiers = [{"type": "other", "value": f"arXiv:{record.arxiv}"}] if record.arxiv else None
+    reference = {
+        "type": kind,
+        "title": record.title,
+        "authors": [{"name": name} for name in names],
+        "year": record.year,
+        "month": record.month,
+        "conference": {"name": venue or record.venue} if place == "conference" else None,
+        "journal": (venue or record.venue) if place == "journal" else None,
+        "doi": record.doi,
+        "identifiers": identifiers,
+        "url": record.url,
+    }
+    return {key: value for key, value in reference.items() if value is not None}
 
 
 def row(record: Record) -> dict[str, str]:
@@ -102,12 +155,71 @@ def to_csv(catalog: Catalog) -> str:
 
 
 def to_json(catalog: Catalog) -> str:
-    """Records and taxonomy, as in the files, with their ids."""
+    """Records and taxonomy, as in the files, with their ids; `to_schema` describes it."""
     records = [{"id": record.id, **record.model_dump()} for record in catalog.records.values()]
-    return _json({"records": records, "stages": {key: stage.model_dump() for key, stage in catalog.stages.items()}})
+    stages = {key: stage.model_dump() for key, stage in catalog.stages.items()}
+    return _json({"version": JSON_VERSION, "records": records, "stages": stages})
 
 
-FORMATS: dict[str, Callable[[Catalog], str]] = {"bibtex": to_bibtex, "csl": to_csl, "csv": to_csv, "json": to_json}
+def to_ris(catalog: Catalog) -> str:
+    return "\r\n".join(ris(record, _venue(catalog, record)) for record in catalog.records.values())
+
+
+def to_cff(catalog: Catalog) -> str:
+    """The repository's CITATION.cff with every paper of the catalog as a reference."""
+    path = catalog.root / "CITATION.cff"
+    head = yaml.load(read_text(path), Loader=yaml.CSafeLoader) if path.is_file() else dict(_CFF)
+    head["references"] = [cff(record, _venue(catalog, record)) for record in catalog.records.values()]
+    head = {key: value.isoformat() if isinstance(value, date) else value for key, value in head.items()}
+    return yaml.dump(head, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False, width=4096)
+
+
+def to_schema(catalog: Catalog) -> str:
+    """JSON Schema of what `to_json` writes."""
+    record = Record.model_json_schema(mode="serialization", ref_template="#/$defs/{model}")
+    stage = Stage.model_json_schema(mode="serialization", ref_template="#/$defs/{model}")
+    defs = {**record.pop("$defs", {}), **stage.pop("$defs", {}), "Record": _open(record), "Stage": _open(stage)}
+    defs["Record"]["properties"] = {"id": {"type": "string"}, **record["properties"]}
+    defs["Record"]["required"] = ["id", *record["properties"]]
+    properties = {
+        "version": {"const": JSON_VERSION},
+        "records": {"type": "array", "items": {"$ref": "#/$defs/Record"}},
+        "stages": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Stage"}},
+    }
+    top = {"$schema": DRAFT, "title": "ELVI catalog", "type": "object", "required": list(properties)}
+    return _json(top | {"properties": properties, "$defs": {name: _open(part) for name, part in defs.items()}})
+
+
+def to_record_schema(catalog: Catalog) -> str:
+    """JSON Schema of one file of the catalog, with the words of the taxonomy, for completion in editors."""
+    schema = Record.model_json_schema(mode="validation")
+    del schema["properties"]["id"]
+    schema["required"].remove("id")
+    schema["properties"]["venue"] = {"enum": list(catalog.venues), "title": "Venue"}
+    placement = schema["$defs"]["Placement"]
+    placement["properties"]["stage"] = {"enum": list(catalog.stages), "title": "Stage"}
+    placement["oneOf"] = [_places(stage) for stage in catalog.stages.values()]
+    return _json({"$schema": DRAFT, **schema})
+
+
+def _places(stage: Stage) -> dict[str, Any]:
+    """The categories of one stage, each with its subcategories."""
+    categories = []
+    for category in stage.categories.values():
+        below = {"enum": [*category.subcategories, None]}
+        categories.append({"properties": {"category": {"const": category.id}, "subcategory": below}})
+    return {"properties": {"stage": {"const": stage.id}}, "oneOf": categories}
+
+
+def _open(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` of an object that may gain fields: readers must not break when a version adds one."""
+    return {key: value for key, value in schema.items() if key != "additionalProperties" or value is not False}
+
+
+FORMATS: dict[str, Callable[[Catalog], str]] = {
+    "bibtex": to_bibtex, "ris": to_ris, "csl": to_csl, "csv": to_csv, "json": to_json, "cff": to_cff,
+    "schema": to_schema, "record-schema": to_record_schema,
+}  # fmt: skip
 
 
 def _venue(catalog: Catalog, record: Record) -> str:
@@ -116,7 +228,7 @@ def _venue(catalog: Catalog, record: Record) -> str:
 
 
 def _tex(text: str) -> str:
-    return text.translate(_LATEX)
+    return " ".join(text.split()).translate(_LATEX)
 
 
 def _cell(value: Any) -> str:
