@@ -5,13 +5,14 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elvi_survey.fmt import format_files, format_text
 from elvi_survey.load import catalog_files
-from elvi_survey.marked import read_marked
+from elvi_survey.marked import MarkedError, read_marked
 
 UNTIDY = """\
 # about the file
@@ -82,3 +83,61 @@ def test_only_untidy_files_are_rewritten(tree: Path, put) -> None:
     format_files(tree, write=True)
     assert (tree / "catalog/other.yaml").read_text() == text
     assert format_files(tree, write=True) == []
+
+
+RECORDS = st.fixed_dictionaries(
+    {"title": TEXTS, "year": st.integers(1990, 2100), "authors": st.lists(TEXTS, min_size=1, max_size=3)},
+    optional={
+        "name": TEXTS,
+        "month": st.none(),
+        "arxiv": st.just("2406.10"),
+        "links": st.just([{"kind": "official", "url": "x"}]),
+    },
+)
+COMMENTS = st.lists(st.tuples(st.integers(0, 12), st.text(string.ascii_letters + " :'{}-#é", max_size=15)), max_size=4)
+
+
+def commented(text: str, comments: list[tuple[int, str]]) -> str:
+    """`text` with whole-line comments before some of its top-level keys."""
+    lines = text.splitlines(keepends=True)
+    tops = [index for index, line in enumerate(lines) if line[0] not in " -"]
+    for place, words in sorted(comments, reverse=True):
+        lines.insert(tops[place % len(tops)], f"# {words}\n")
+    return "".join(lines)
+
+
+@settings(max_examples=80, deadline=None)
+@given(RECORDS, COMMENTS, st.randoms(use_true_random=False))
+def test_every_comment_is_kept_and_the_canonical_form_is_a_fixed_point(data: dict, comments: list, rng) -> None:
+    """A canonical file comes out byte for byte, whatever its values and comments are and in whatever order it was."""
+    keys = list(data)
+    rng.shuffle(keys)
+    text = yaml.safe_dump({key: data[key] for key in keys}, sort_keys=False, allow_unicode=True, width=4096)
+    canonical = format_text(commented(text, comments))
+    assert format_text(canonical) == canonical
+    assert read_marked(canonical).data == read_marked(text).data
+    written = sorted(line.split("#", 1)[1].strip() for line in canonical.splitlines() if line.startswith("#"))
+    assert written == sorted(words.strip() for _, words in comments)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("title: x\r\nyear: 2024\r\n", "title: x\nyear: 2024\n"),
+        ("year: 2024\n \n\ntitle: x   \n", "title: x\nyear: 2024\n"),
+        ("title: x", "title: x\n"),
+    ],
+)
+def test_line_ends_and_blank_lines_are_tidied(text: str, canonical: str) -> None:
+    assert format_text(text) == canonical
+
+
+@pytest.mark.parametrize("text", ["title: x\u2028year: 2024", "title: x\x85year: 2024", "title: x\ryear: 2024"])
+def test_a_line_end_that_editors_do_not_show_is_refused(text: str) -> None:
+    with pytest.raises(MarkedError, match="unusual character"):
+        format_text(text)
+
+
+def test_a_value_that_would_change_is_refused() -> None:
+    with pytest.raises(MarkedError, match="would change a value"):
+        format_text("title: x\nyear: 1e9992025\n")

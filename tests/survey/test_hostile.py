@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elvi_survey.add import record_text
 from elvi_survey.check import check
 from elvi_survey.export import FORMATS
 from elvi_survey.fmt import format_text
 from elvi_survey.load import read_catalog
 from elvi_survey.marked import MarkedError, read_marked
+from elvi_survey.readbib import BibError, parse_bibtex
 
 PIECES = [
     *(
@@ -64,26 +66,99 @@ def mutate(text: str, rng: random.Random) -> str:
     return text
 
 
-def test_ten_seconds_of_mutated_records_and_vocabularies_end_in_problems_not_in_tracebacks(tree: Path) -> None:
-    rng, end, rounds, refused = random.Random(7), time.monotonic() + 10, 0, 0
-    paths = [tree / "catalog/fast-thing.yaml", tree / "taxonomy/stages.yaml", tree / "taxonomy/venues.yaml"]
-    originals = {path: path.read_text(encoding="utf-8") for path in paths}
-    while time.monotonic() < end:
-        path = rng.choice(paths)
-        text = mutate(originals[path], rng)
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        problems = check(tree)
-        refused += bool(problems)
-        assert all(problem.line >= 1 and problem.column >= 1 and "\n" not in str(problem) for problem in problems)
-        catalog, reading = read_catalog(tree)
-        if not reading.problems:
-            assert all(export(catalog) for export in FORMATS.values())
-        with suppress(MarkedError):
-            format_text(text)
-        path.write_text(originals[path], encoding="utf-8")
-        rounds += 1
-    assert rounds > 50
-    assert refused > rounds / 2
+def checked_and_formatted(tree: Path, path: Path, text: str) -> bool:
+    """Put `text` there, ask everything that reads it, put the old text back; whether a problem was found."""
+    original = path.read_bytes()
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    problems = check(tree)
+    assert all(problem.line >= 1 and problem.column >= 1 and "\n" not in str(problem) for problem in problems)
+    catalog, reading = read_catalog(tree)
+    if not reading.problems:
+        assert all(FORMATS[name](catalog) for name in ("bibtex", "ris", "csl", "csv", "json", "cff"))
+    with suppress(MarkedError):
+        once = format_text(text)
+        assert format_text(once) == once
+    path.write_bytes(original)
+    return bool(problems)
+
+
+def mutated_yaml(tree: Path, count: int, seed: int) -> int:
+    """How many of `count` mutated records, vocabularies and queries were found to have a problem."""
+    rng = random.Random(seed)
+    (tree / "taxonomy/queries.yaml").write_text("prefill/token-compression:\n- '\"token pruning\"'\n")
+    names = ["catalog/fast-thing.yaml", "taxonomy/stages.yaml", "taxonomy/venues.yaml", "taxonomy/queries.yaml"]
+    refused = 0
+    for _ in range(count):
+        path = tree / rng.choice(names)
+        refused += checked_and_formatted(tree, path, mutate(path.read_text(encoding="utf-8"), rng))
+    return refused
+
+
+BIBTEX = r"""
+@string{eccv = "European Conference on Computer Vision"}
+@inproceedings{key2024,
+  title = {{NewThing}: An {\'E}tude on 50\% of $\mathcal{O}(n)$ Tokens},
+  author = {Lovelace, Ada and Alan {van der} Turing and {Team A and B} and others},
+  booktitle = eccv # " 2024", year = 2024, month = oct, url = {https://example.org/a%20b\_c},
+  doi = {10.1007/123}, eprint = {2403.06764}, archiveprefix = {arXiv},
+}
+"""
+BIB_PIECES = [
+    "@",
+    "@article{",
+    "@comment{",
+    "@string{",
+    "{",
+    "}",
+    '"',
+    "#",
+    "=",
+    ",",
+    " and ",
+    "\\",
+    "\\'",
+    "$",
+    "%",
+    "\\url{",
+    "\\begin{a}",
+]
+
+
+def mutated_bibtex(tree: Path, count: int, seed: int) -> int:
+    """How many of `count` mutated entries were refused; what was not is a record that can be written and read."""
+    rng, refused = random.Random(seed), 0
+    catalog = read_catalog(tree)[0]
+    for _ in range(count):
+        text = mutate(BIBTEX, rng)
+        for _ in range(rng.randint(0, 3)):
+            place = rng.randrange(len(text) + 1)
+            text = text[:place] + rng.choice(BIB_PIECES) + text[place + rng.choice([0, 1, 9]) :]
+        try:
+            record = record_text(parse_bibtex(text, "x.bib"), catalog, {})
+        except BibError as error:
+            refused += str(error).count("\n") == 0
+        else:
+            assert read_marked(record).data["title"]
+            assert format_text(record) == record
+            assert {problem.code for problem in check(tree, {"catalog/new.yaml": record})} <= LEFT
+    return refused
+
+
+LEFT = {"to-do", "duplicate-arxiv", "duplicate-doi", "duplicate-openreview", "duplicate-title"}
+
+
+def test_400_mutated_records_and_vocabularies_end_in_problems_not_in_tracebacks(tree: Path) -> None:
+    assert 200 < mutated_yaml(tree, 400, seed=7) < 400
+
+
+def test_100_mutated_bibtex_files_end_in_a_record_or_in_a_sentence(tree: Path) -> None:
+    assert 5 < mutated_bibtex(tree, 100, seed=7) < 95
+
+
+@pytest.mark.slow
+def test_10000_mutated_files_never_give_a_traceback(tree: Path) -> None:
+    assert 4000 < mutated_yaml(tree, 7000, seed=1) < 7000
+    assert 150 < mutated_bibtex(tree, 3000, seed=2) < 2850
 
 
 @settings(max_examples=150, deadline=None)

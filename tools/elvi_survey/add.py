@@ -94,8 +94,7 @@ def short_name(title: str) -> str | None:
 
 def record_text(paper: Paper, catalog: Catalog, known: Mapping[str, Any]) -> str:
     """The record in canonical form; a fact that the schema would not accept is left out."""
-    data = {"name": short_name(paper.title)} | _facts(paper, catalog)
-    data |= {
+    data = _facts(paper, catalog) | {
         "placements": [{"stage": TODO, "category": TODO, "subcategory": TODO, "source": "ours"}],
         "training_free": None,
         "modality": [TODO],
@@ -119,6 +118,7 @@ def _facts(paper: Paper, catalog: Catalog) -> dict[str, Any]:
         venue = "arxiv"
     month = paper.month if venue not in (None, "arxiv") else None
     facts = {
+        "name": short_name(paper.title),
         "title": paper.title,
         "authors": list(paper.authors),
         "authors_truncated": paper.authors_truncated or None,

@@ -42,12 +42,16 @@ def format_text(text: str) -> str:
         raise MarkedError(
             "yaml-format", 1, 1, "the file cannot be rewritten", "run `elvi-survey check` first"
         ) from None
-    for key in QUOTED & {key for key, value in marked.data.items() if isinstance(value, (str, int, float))}:
-        data[key] = DoubleQuotedScalarString(marked.marks[(key,)].raw or marked.data[key])
+    quoted = QUOTED & {key for key, value in marked.data.items() if isinstance(value, (str, int, float))}
+    texts = {key: marked.marks[(key,)].raw or marked.data[key] for key in quoted}
+    data.update({key: DoubleQuotedScalarString(text) for key, text in texts.items()})
     _in_order(data, Record)
     out = io.StringIO()
     yaml.dump(data, out)
-    return out.getvalue()
+    written = read_marked(out.getvalue())
+    if written.data != marked.data | texts:
+        raise MarkedError("yaml-format", 1, 1, "rewriting would change a value", "run `elvi-survey check` first")
+    return _top_in_order(out.getvalue(), written)  # sorting below the top may leave a blank line at an end
 
 
 def format_files(root: Path, *, write: bool) -> list[Path]:
@@ -82,7 +86,7 @@ def _top_in_order(text: str, marked: Marked) -> str:
             start -= 1
         starts[key] = start
     ends = dict(zip(starts, [*list(starts.values())[1:], len(lines)], strict=True))
-    blocks = {key: "".join(lines[starts[key] : ends[key]]).rstrip("\n") + "\n" for key in starts}
+    blocks = {key: "".join(lines[starts[key] : ends[key]]).rstrip() + "\n" for key in starts}
     head = "".join(lines[: min(starts.values(), default=0)])
     return head + "".join(blocks[key] for key in sorted(blocks, key=_rank(Record)))
 

@@ -13,6 +13,7 @@ Path = tuple[str | int, ...]
 MAX_DEPTH = 12
 _INT = re.compile(r"[-+]?\d{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.\d+|\d+\.\d*)([eE][-+]?\d{1,3})?|[-+]?\d+[eE][-+]?\d{1,3}")
+_STRANGE_BREAK = re.compile("[\x85\u2028\u2029]|\r(?!\n)")  # a line to YAML, not to editors and git
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -102,6 +103,11 @@ def _until(events: Iterator[Any], end: type) -> Iterator[Any]:
 
 def read_marked(text: str) -> Marked:
     """Read one YAML document; raises MarkedError at the first place that cannot be accepted."""
+    if found := _STRANGE_BREAK.search(text):
+        line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+        raise MarkedError(
+            "yaml-character", line, column, "a line ends in an unusual character", "end it with a newline"
+        )
     events = yaml.parse(text, Loader=yaml.CSafeLoader)
     try:
         next(events)  # the stream start

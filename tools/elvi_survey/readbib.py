@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import warnings
 from pathlib import Path
 
 from bibtexparser.entrypoint import parse_string
@@ -17,6 +17,7 @@ from elvi_survey.marked import MarkedError
 from elvi_survey.sources import Paper, arxiv_id, one_line
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+logging.getLogger("bibtexparser").setLevel(logging.CRITICAL)  # what failed, `failed_blocks` says as well
 _KINDS = {"inproceedings": "conference", "conference": "conference", "article": "journal", "misc": "preprint"}
 
 
@@ -43,15 +44,13 @@ def parse_bibtex(text: str, name: str, key: str | None = None) -> Paper:
     key = key or next(iter(entries))
     if key not in entries:
         raise BibError(f"{name} has no entry {key!r}; it has {', '.join(list(entries)[:8])}.")
-    return _paper(*entries[key], origin=f"BibTeX entry {_words(key)}")
+    return _paper(*entries[key], origin=f"BibTeX entry {_words(key)[:100]}".strip())
 
 
 def _blocks(text: str, name: str) -> tuple[dict[str, tuple[str, dict[str, str]]], list[int]]:
     """Type and fields of each entry by key, and the lines of what could not be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser warns of what `failed_blocks` says as well
-            library = parse_string(text)
+        library = parse_string(text)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, AssertionError):
         raise BibError(f"{name} is not BibTeX; write one @article or @inproceedings with a title.") from None
     entries = {
