@@ -17,11 +17,11 @@ demo: venv  ## one composed plan next to the unmodified model, then the site
 	$(BIN)/elvi-survey site build
 	@echo "The site is built: run 'make serve' and open http://127.0.0.1:8000/"
 
-test: venv browser node_modules  ## everything but the slow tail
-	$(BIN)/python -m pytest -m "not slow" -q
+test: venv browser node_modules  ## everything but the slow tail, or TESTS="folders"
+	$(BIN)/python -m pytest -m "not slow" -q $(TESTS)
 
-slow: venv browser node_modules smollm2  ## the slow tail
-	$(BIN)/python -m pytest -m slow -q
+slow: venv browser node_modules smollm2  ## the slow tail, or that of TESTS="folders"
+	$(BIN)/python -m pytest -m slow -q $(TESTS)
 
 .PHONY: browser smollm2
 browser:  ## Debian's Chromium and npm where they are missing, for the tests that look at the site
@@ -39,11 +39,20 @@ lint: venv
 types: venv
 	$(BIN)/pyright --pythonpath $(BIN)/python
 check: venv  ## catalog and code agree
-	$(BIN)/elvi-survey check
+	$(BIN)/elvi-survey check $(CHECK)
 site: venv
 	$(BIN)/elvi-survey site build
 links: site  ## every internal link and anchor of the built site
 	$(BIN)/lychee --offline --include-fragments --no-progress --index-files index.html --exclude-path 404.html --root-dir $(CURDIR)/build/site build/site
+changed: venv  ## pages that differ from those of the checkout in BASE, as Markdown
+	@$(BIN)/elvi-survey changed $(BASE)
+.PHONY: changed discover external release
+discover: venv  ## new papers on arXiv, as a list to review (asks the network)
+	@$(BIN)/elvi-survey discover --cursor build/history/discover.json
+external: venv  ## every external link of the catalog (asks the network)
+	@$(BIN)/elvi-survey links --history build/history/links.json
+release: wheel  ## wheel, catalog, offline site and checksums, into dist/
+	VENV=$(VENV) bash .ci/release
 serve: venv
 	$(BIN)/elvi-survey site serve
 bench: venv  ## measure every technique on this machine

@@ -1,13 +1,16 @@
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -76,3 +79,86 @@ def venv(folder: Path) -> Path:
     tomorrow = time.time() + 86_400  # act copies the clone file by file, so its files look new
     os.utime(link / ".done", (tomorrow, tomorrow))
     return link
+
+
+def touched(*arguments: str, cwd: Path = ROOT) -> list[str]:
+    out = subprocess.run([sys.executable, ROOT / ".ci/touched", *arguments], cwd=cwd, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return out.stdout.split()
+
+
+CATALOG, SITE, BATTERY = "tests/survey", "tests/site", "tests/battery"
+
+
+@pytest.mark.parametrize(
+    ("paths", "tests"),
+    [
+        (["catalog/new.yaml"], [SITE, CATALOG]),
+        (["taxonomy/stages.yaml", "docs/pages/about.md"], [SITE, CATALOG]),
+        (["README.md"], [CATALOG]),
+        ([".github/workflows/site.yml"], ["tests/core/test_workflows.py", CATALOG]),
+        (
+            ["catalog/a.yaml", "impls/elvi/decode/a.py", "tests/decode/test_a.py"],
+            [BATTERY, "tests/decode", SITE, CATALOG],
+        ),
+        (["impls/elvi/core/walk.py"], []),
+        (["impls/elvi/decode/__init__.py"], []),
+        (["catalog/new.yaml", "pyproject.toml"], []),
+        (["a name with blanks\nand a line.py"], []),
+    ],
+)
+def test_a_pull_request_runs_what_it_touches(tmp_path, paths, tests):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "base"], check=True)
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "change"], check=True)
+    assert touched("HEAD^1", cwd=tmp_path) == tests
+    assert touched(cwd=tmp_path) == []
+    assert touched("no-such-commit", cwd=tmp_path) == []
+
+
+def test_every_test_folder_that_a_rule_names_is_there():
+    named = re.findall(r'"(tests/[\w/.]+)"', (ROOT / ".ci/touched").read_text())
+    assert len(named) >= 4
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_github_accepts_the_workflows():
+    vendored = resources.files("check_jsonschema").joinpath("builtin_schemas/vendor/github-workflows.json")
+    validator = Draft7Validator(json.loads(vendored.read_text()))
+    for workflow in WORKFLOWS:
+        loaded = yaml.safe_load(workflow.read_text())
+        loaded["on"] = loaded.pop(True)  # YAML 1.1 reads `on` as a truth value
+        assert [error.message for error in validator.iter_errors(loaded)] == [], workflow.name
+
+
+def test_only_the_release_writes_and_only_for_a_tag():
+    written = {}
+    for workflow in WORKFLOWS:
+        loaded = yaml.safe_load(workflow.read_text())
+        for name, job in loaded["jobs"].items():
+            granted = {scope for scope, level in job["permissions"].items() if level == "write"}
+            if granted:
+                written[workflow.stem, name] = granted
+    assert written == {("site", "deploy"): {"pages", "id-token"}, ("release", "publish"): {"contents"}}
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    assert release[True] == {"push": {"tags": ["v*"]}}
+
+
+def test_discovery_is_scheduled_and_may_only_read():
+    discover = yaml.safe_load((ROOT / ".github/workflows/discover.yml").read_text())
+    assert set(discover[True]) == {"schedule", "workflow_dispatch"}
+    assert [job["permissions"] for job in discover["jobs"].values()] == [{"contents": "read"}]
+    assert "GITHUB_STEP_SUMMARY" in (ROOT / ".github/workflows/discover.yml").read_text()
+
+
+def test_every_checkout_leaves_no_credentials_and_no_step_pastes_an_event():
+    for workflow in WORKFLOWS:
+        steps = [step for job in yaml.safe_load(workflow.read_text())["jobs"].values() for step in job["steps"]]
+        checkouts = [step for step in steps if "actions/checkout@" in step.get("uses", "")]
+        assert all(step["with"]["persist-credentials"] is False for step in checkouts), workflow.name
+        assert not [step for step in steps if "${{" in step.get("run", "")], workflow.name
