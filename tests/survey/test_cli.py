@@ -83,7 +83,7 @@ def test_stats_count_records_by_place(run) -> None:
     assert out == (
         "2 records: 1 planned, 1 runnable\n"
         "Prefilling: 1 (1 runnable)\n  Token compression: 1 (1 runnable)\n"
-        "Decoding: 1\n  KV cache: 1\nYears: 2024 1, 2025 1\n"
+        "Decoding: 1\n  KV cache: 1\nServing: 0\n  Staged: 0\nYears: 2024 1, 2025 1\n"
     )
 
 

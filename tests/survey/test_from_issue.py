@@ -14,8 +14,8 @@ from jsonschema import Draft7Validator
 from elvi_survey.add import AddError
 from elvi_survey.check import check
 from elvi_survey.cli import main
-from elvi_survey.from_issue import ADD, FIX, FIXABLE, IssueError, all_places, answers, body_of, diff, from_issue
-from elvi_survey.load import load_catalog, read_catalog
+from elvi_survey.from_issue import ADD, FIX, FIXABLE, IssueError, answers, body_of, diff, from_issue
+from elvi_survey.load import read_catalog
 from elvi_survey.marked import read_marked
 
 PAPER = """\
@@ -215,12 +215,11 @@ def test_the_forms_ask_for_what_is_read(repository: Path) -> None:
         assert asked == list(labels.values())
 
 
-def test_the_choices_of_the_forms_are_those_of_schema_and_taxonomy(repository: Path) -> None:
+def test_the_choices_of_the_forms_are_those_of_the_schema(repository: Path) -> None:
     def options(name: str, id_: str) -> list:
         [item] = [item for item in template(repository, name)["body"] if item.get("id") == id_]
         return item["attributes"]["options"]
 
-    assert options("add-paper", "place") == all_places(load_catalog(repository))
     assert options("fix-entry", "field") == FIXABLE
     assert [option["label"] for option in options("add-paper", "modality")] == ["text", "image", "video", "streaming"]
 

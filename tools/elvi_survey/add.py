@@ -6,6 +6,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,7 @@ def record_text(paper: Paper, catalog: Catalog, known: Mapping[str, Any]) -> str
         "training_free": None,
         "modality": [TODO],
         "in_survey": False,
+        "added": str(datetime.now(UTC).date()),
         "summary": TODO,
         "implementation": {"status": "none", "reason": "Not implemented here."},
     }
