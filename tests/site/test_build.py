@@ -116,6 +116,15 @@ def test_links_into_the_repository_use_the_one_address_of_the_configuration(root
     assert all(link.startswith(address[1]) for link in ours)
 
 
+def test_each_page_opens_the_form_that_fixes_it(root, site):
+    form = yaml.safe_load(
+        (Path(__file__).parents[2] / ".github/ISSUE_TEMPLATE/fix-entry.yml").read_text(encoding="utf-8")
+    )
+    assert "record" in {item.get("id") for item in form["body"]}
+    links = {e.get("href") for e in tree(site / "papers/fastv/index.html").iter(f"{HTML}a")}
+    assert [link for link in links if link.endswith("/issues/new?template=fix-entry.yml&record=fastv")]
+
+
 def test_paper_pages_stay_small_and_out_of_the_navigation(site):
     page = (site / "papers/fastv/index.html").read_bytes()
     assert len(page) < 50_000  # with the measurements on two models

@@ -49,6 +49,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "time_bar": speculation.time_bar,
         "whiskers": speculation.whiskers,
         "source": lambda path, line=None: f"{repository}/blob/main/{path}{f'#L{line}' if line else ''}",
+        "form": lambda record: f"{repository}/issues/new?template=fix-entry.yml&record={record.id}",
         "edit": lambda record: f"{repository}/edit/main/catalog/{record.id}.yaml",
         "charts": lambda result, record: charts(result, record.stage, record.display_name),
         "axis": budget_axis,
