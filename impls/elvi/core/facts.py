@@ -15,6 +15,7 @@ class Fact(Enum):
     SAME_KEYS_PER_HEAD = "all heads of a layer hold the same tokens in the cache"
     SAME_LENGTH_PER_HEAD = "all heads of a layer hold the same number of tokens in the cache"
     SAME_LENGTH_PER_LAYER = "all layers hold the same number of tokens in the cache"
+    ONE_TIER = "the cache holds all its rows in the first tier"
     SETTLED = "the cached rows of the prompt stay as they are once the prompt is read"
     EXACT_VALUES = "the cache holds keys and values in full precision"
     ROW_PURE = "what a query row reads depends on that row's own past only"

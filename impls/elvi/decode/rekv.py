@@ -48,8 +48,8 @@ class ReKV:
     num_blocks: int = 4
     local: int = 4
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_KEYS_PER_HEAD, Fact.SAME_LENGTH_PER_HEAD})
-    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.WHOLE_PROMPT, Fact.QUESTION_KNOWN})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_KEYS_PER_HEAD, Fact.SAME_LENGTH_PER_HEAD, Fact.ONE_TIER})
+    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.WHOLE_PROMPT, Fact.QUESTION_KNOWN, Fact.ONE_TIER})
     lossless: ClassVar[bool] = False
     rolling: ClassVar[bool] = False
     streams: ClassVar[bool] = True
