@@ -24,6 +24,7 @@ from elvi.decode.hybridkv import HybridKV
 from elvi.decode.mm_shiftkv import MMShiftKV
 from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
+from elvi.decode.sparsevila import SparseVILA
 from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
 from elvi.decode.vidkv import VidKV
@@ -60,6 +61,7 @@ def loss(*techniques, seconds: int = 5) -> float:
         [ST3(keep_ratio=ratio, tau=None) for ratio in (0.1, 0.5, 1.0)],
         [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
         [VidKV(bits) for bits in (1.0, 1.5, 2.0)],
+        [SparseVILA(ratio) for ratio in (0.05, 0.25, 1.0)],
     ],
     ids=lambda plans: type(plans[0]).__name__,
 )
@@ -164,3 +166,8 @@ def test_hybridkv_reads_an_eighth_of_the_bytes_on_a_long_clip():
         assert report.kv_read_bytes <= full.kv_read_bytes / 7.9
         assert report.kv_bytes + report.kv_far_bytes <= full.kv_bytes
     assert reports[0].kv_far_bytes > reports[1].kv_far_bytes > reports[2].kv_far_bytes == 0
+
+
+def test_sparsevila_finds_needles_that_random_visual_rows_of_equal_number_lose():
+    assert answers(SparseVILA(0.05)) == len(CLIPS)
+    assert answers(twin(SparseVILA(0.05), 0)) < len(CLIPS)
