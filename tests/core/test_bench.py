@@ -97,7 +97,7 @@ def test_cells_read_the_plan_back_and_time_every_repeat(family, short, tmp_path)
     assert data["random"][0]["ttft_s"] is None
     assert cell["acceptance_length"] is None
     assert set(cell) == set(results.Cell.__annotations__)
-    assert set(data) == set(results.Results.__annotations__)
+    assert set(data) == set(results.Results.__annotations__) - {"heads"}
 
 
 def test_interrupted_sweep_resumes_with_the_cells_that_are_missing(family, short, tmp_path, monkeypatch):
@@ -276,6 +276,38 @@ def test_random_slots_keep_the_text_that_the_technique_kept(family):
         text = [set(slots[~view.visual[head, slots]].tolist()) for head, slots in enumerate(ours)]
         assert [set(slots[~view.visual[head, slots]].tolist()) for head, slots in enumerate(drawn)] == text
         assert [slots.tolist() for slots in drawn] != ours.tolist()
+
+
+@dataclass(frozen=True)
+class BusyHeads(LastSlots):
+    """Heads whose first query of the window is longer than that of the layer's first head are of kind 1."""
+
+    head_names: ClassVar[tuple[str, ...]] = ("calm", "busy")
+    sweep: ClassVar[tuple] = ("count", (20,))
+
+    def head_map(self, views):
+        norms = [view.query[:, 0].norm(dim=-1) for view in views]
+        return [(norm > norm[0]).int().tolist() for norm in norms]
+
+
+def test_a_map_of_heads_is_of_the_whole_prompt_of_the_first_clip(family, short, tmp_path):
+    technique, seen = BusyHeads(20, window=3), []
+
+    @dataclass(frozen=True)
+    class Spy(LastSlots):
+        def keep(self, views):
+            seen[:] = views
+            return [None] * len(views)
+
+    busy = sweep.Sweep("busy", technique, "count", (20,))
+    path, data = sweep.run(family, busy, PROTOCOL, tmp_path, command="")
+    clip = sample(PROTOCOL.first_seed)
+    generate(family, clip, clip.question, plan=Plan(Spy(20, window=3)), max_new_tokens=1)
+    assert data["heads"]["grid"] == technique.head_map(seen)
+    assert {kind for layer in data["heads"]["grid"] for kind in layer} == {0, 1}
+    assert data["heads"]["names"] == ["calm", "busy"]
+    assert data["heads"]["what"] == f"{technique!r} after clip 10002"
+    assert json.loads(path.read_text()) == data
 
 
 def answered(kind, expected, text):

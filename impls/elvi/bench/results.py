@@ -17,7 +17,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from elvi.errors import ElviError
 
@@ -109,8 +109,19 @@ class Cell(TypedDict):
     speculation: Speculation | None
 
 
+class Heads(TypedDict):
+    """Which heads are of which kind, of a technique that tells two kinds of heads apart.
+
+    what: the setting and the prompt; names: of kind 0 and of kind 1; grid: the kind of each head, one row per layer.
+    """
+
+    what: str
+    names: list[str]
+    grid: list[list[int]]
+
+
 class Results(TypedDict):
-    """A whole file; see the top of this module."""
+    """A whole file; see the top of this module. `heads` is there only if the technique tells kinds of heads apart."""
 
     schema: int
     technique: str
@@ -124,6 +135,7 @@ class Results(TypedDict):
     baseline: Cell | None
     cells: list[Cell]
     random: list[Cell]
+    heads: NotRequired[Heads]
 
 
 SAME = ("technique", "hardware", "versions", "commit", "model", "protocol")

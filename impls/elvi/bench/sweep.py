@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from elvi import discover, spec
 from elvi.bench import provenance, results
 from elvi.bench.floor import twin
+from elvi.bench.kinds import head_map
 from elvi.bench.measure import Protocol, measure
 from elvi.core.plan import Plan
 from elvi.errors import ElviError
@@ -117,6 +118,8 @@ def run(
         else:
             data[group].append(cell)
         results.save(path, data, done=False)
+    if heads := head_map(family, sweep.technique, protocol):
+        data["heads"] = heads
     results.save(path, data, done=True)
     return path, data
 

@@ -106,6 +106,19 @@ class Keep(Protocol):
 
 
 @runtime_checkable
+class HeadKinds(Protocol):
+    """Optional, of a Keep that treats heads as one of two kinds, `head_names`: the kind of each head, 0 or 1.
+
+    One row per layer; heads are those that the technique tells apart. The views are those of `keep`. Only `elvi bench`
+    asks, so that pages can show it.
+    """
+
+    head_names: ClassVar[tuple[str, ...]]
+
+    def head_map(self, views: list[LayerView]) -> list[list[int]]: ...
+
+
+@runtime_checkable
 class Fetch(Protocol):
     """Which rows of the second tier each query row reads, besides all that is in the first one.
 
