@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression/",
          "compared": "prefill/token-compression/compared/", "technique": "papers/fastv/",
+         "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/",
          "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/"}  # fmt: skip
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa"]}
 

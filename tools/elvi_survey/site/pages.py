@@ -6,7 +6,7 @@ from typing import Any
 
 from elvi_survey.codefacts import Technique
 from elvi_survey.schema import Catalog, Record
-from elvi_survey.site import speculation
+from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.figures import Request, acts_at
 from elvi_survey.site.results import Result
 from elvi_survey.vocabulary import Category, Stage, Subcategory
@@ -96,8 +96,8 @@ def all_pages(sources: Sources) -> Iterator[Page]:
         yield _stage(sources, stage)
         for category in stage.categories.values():
             yield _category(sources, stage, category)
-            if compared_url(sources, stage, category):
-                yield _compared(sources, stage, category)
+            if compared := compare(sources, stage, category):
+                yield _compared(stage, category, compared)
     for record in catalog.records.values():
         yield _record(sources, record)
 
@@ -136,25 +136,20 @@ def _papers(catalog: Catalog) -> Page:
     return Page(PAPERS, "papers.html", "Papers", words, {"records": records})
 
 
+def compare(sources: Sources, stage: Stage, category: Category) -> Comparison | None:
+    """The techniques of a category side by side, if they have been measured."""
+    return comparison(sources, category, sorted(r.id for r in sources.catalog.in_path(stage.id, category.id)))
+
+
 def compared_url(sources: Sources, stage: Stage, category: Category) -> str | None:
-    """Where the techniques of a category stand side by side, if any of them drafts and has been measured."""
-    measured = (result for id_ in _ids(sources, stage, category) for result in sources.results.get(id_, []))
-    return f"{category_url(stage, category)}compared/" if any(map(speculation.rows, measured)) else None
+    """Where the techniques of a category stand side by side."""
+    return f"{category_url(stage, category)}compared/" if compare(sources, stage, category) else None
 
 
-def _ids(sources: Sources, stage: Stage, category: Category) -> list[str]:
-    return sorted(record.id for record in sources.catalog.in_path(stage.id, category.id))
-
-
-def _compared(sources: Sources, stage: Stage, category: Category) -> Page:
-    title = f"{category.title}, compared"
-    words = f"{category.title}: all techniques that run here, side by side with plain decoding on the same prompts."
-    ids = _ids(sources, stage, category)
-    groups = speculation.groups(sources.results, ids)
-    judged = {row.result.technique for group in groups for row, *_ in group.relaxed()}
-    reported = [record for id_ in ids if id_ in judged and (record := sources.catalog.records[id_]).claims]
-    context = {"stage": stage, "category": category, "groups": groups, "reported": reported}
-    return Page(compared_url(sources, stage, category) or "", "compared.html", title, words, context)
+def _compared(stage: Stage, category: Category, compared: Comparison) -> Page:
+    context = {"stage": stage, "category": category, "groups": compared.groups, **compared.context}
+    url, title = f"{category_url(stage, category)}compared/", f"{category.title}, compared"
+    return Page(url, compared.template, title, f"{category.title}: {compared.words}", context)
 
 
 def _stage(sources: Sources, stage: Stage) -> Page:
@@ -203,17 +198,19 @@ def _record(sources: Sources, record: Record) -> Page:
         "stations": {station for _, station, _ in acts},
         "example": next(iter(settable), None),
         "siblings": siblings[:8],
+        "needs": [sources.catalog.needs[id_] for id_ in record.needs],
         "sections": _sections(record, runs=code is not None, acts=bool(acts), fields=bool(classes)),
     }
     return Page(record_url(record), "record.html", record.display_name, record.summary, context)
 
 
-def _compared_from(sources: Sources, record: Record) -> str | None:
-    """The page on which this record's measurements stand beside others."""
-    if not any(map(speculation.rows, sources.results.get(record.id, []))):
-        return None
-    place = places(sources.catalog, record)[0]
-    return compared_url(sources, place.stage, place.category)
+def _compared_from(sources: Sources, record: Record) -> tuple[str, str] | None:
+    """(address, words of the link) of the first page on which this record stands beside others."""
+    for place in places(sources.catalog, record):
+        compared = compare(sources, place.stage, place.category)
+        if compared and record.id in compared.techniques:
+            return f"{category_url(place.stage, place.category)}compared/", compared.link
+    return None
 
 
 def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[tuple[str, str]]:
@@ -228,7 +225,7 @@ def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[t
             ("fields", "Fields and defaults", fields),
             ("cost", "Quality and cost", runs),
             ("reported", "Reported numbers", bool(record.claims)),
-            ("compose", "Composition", runs),
+            ("compose", "Composition", runs or bool(record.needs or record.conflicts or record.relations)),
             ("source", "Source and tests", runs),
             ("cite", "Cite", True),
         ]

@@ -1,18 +1,17 @@
 """Pages to Markdown files: front matter for the theme, then HTML that Markdown leaves alone."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elvi_survey.export import bibtex
-from elvi_survey.site import speculation
+from elvi_survey.site import compression, heads, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
 from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
-from elvi_survey.site.results import Result, budget_axis, cells
+from elvi_survey.site.results import Result, budget_axis, rows
 from elvi_survey.site.text import beyond_markdown, one_line, prose
 
 MODEL, SAMPLE = "tiny-qwen", 10003
@@ -43,8 +42,12 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "model_title": lambda model: catalog.models[model].title if model else "not named",
         "command": lambda record: f"elvi run {record.id} --model {MODEL} --sample {SAMPLE} --baseline",
         "catalog": catalog,
+        "curve_panel": compression.panel,
         "fastest": speculation.best,
         "drafting_rows": speculation.rows,
+        "head_kinds": heads.kinds,
+        "head_layers": heads.layers,
+        "head_map": heads.head_map,
         "histogram": speculation.histogram,
         "time_bar": speculation.time_bar,
         "whiskers": speculation.whiskers,
@@ -64,13 +67,6 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
 def drafted(result: Result) -> bool:
     """Whether any cell accepted drafted tokens."""
     return any(cell["acceptance_length"] is not None for cell in result.data["cells"])
-
-
-def rows(result: Result) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """(path, cell, path of the random selection with the same setting or None)."""
-    rivals = {json.dumps(cell["setting"], sort_keys=True): path for path, cell in cells(result, "random")}
-    for path, cell in cells(result, "cells"):
-        yield path, cell, rivals.get(json.dumps(cell["setting"], sort_keys=True))
 
 
 def worse(result: Result) -> list[tuple[str, str, str]]:

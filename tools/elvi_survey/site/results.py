@@ -53,6 +53,7 @@ FORMS = {
     "share": lambda value: f"{100 * value:.0f} %",
     "ratio": lambda value: f"{value:.2f}",
     "accuracy": lambda value: f"{value:.3f}",
+    "megabytes": lambda value: f"{value / 1e6:.2f} MB",
     "count": lambda value: f"{value:,.1f}".removesuffix(".0"),
     "commit": lambda value: str(value)[:7],
     "list": lambda value: ", ".join(map(str, value)),
@@ -99,10 +100,26 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("technique") != path.stem:
         what = f"a results file of schema {SCHEMA} for {path.stem}"
         raise SiteError(f"{path} is not {what}; write it again with `elvi bench`.")
+    if "heads" in data and not _is_map(data["heads"]):
+        raise SiteError(f"{path} has a map of heads that is no grid of two kinds; write it again with `elvi bench`.")
     return data
+
+
+def _is_map(heads: dict[str, Any]) -> bool:
+    """Whether there are two names, and as many heads in every layer, each of kind 0 or 1."""
+    grid = heads["grid"]
+    even = bool(grid) and {len(layer) for layer in grid} == {len(grid[0] or [None])}
+    return len(heads["names"]) == 2 and even and all(kind in (0, 1) for layer in grid for kind in layer)
 
 
 def cells(result: Result, group: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, cell) of a group, `cells` or `random`."""
     for i, cell in enumerate(result.data[group]):
         yield f"{group}/{i}", cell
+
+
+def rows(result: Result) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """(path, cell, path of the random selection with the same setting or None)."""
+    rivals = {json.dumps(cell["setting"], sort_keys=True): path for path, cell in cells(result, "random")}
+    for path, cell in cells(result, "cells"):
+        yield path, cell, rivals.get(json.dumps(cell["setting"], sort_keys=True))

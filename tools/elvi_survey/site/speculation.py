@@ -74,6 +74,10 @@ class Group:
         return self.rows[0].result
 
     @property
+    def techniques(self) -> list[str]:
+        return [row.result.technique for row in self.rows]
+
+    @property
     def slower(self) -> list[Row]:
         return [row for row in self.rows if row.speed < 1]
 
