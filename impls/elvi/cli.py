@@ -95,7 +95,7 @@ def bench(options: argparse.Namespace) -> None:
     from elvi.bench import sweep
     from elvi.bench.measure import Protocol
 
-    if options.speed:
+    if options.speed is not None:
         _speed(options)
         return
     if not options.ids:
@@ -171,7 +171,8 @@ def _speed(options: argparse.Namespace) -> None:
     from elvi.bench import speed
 
     _quiet()
-    speed.run(options.out, command=options.command_line, tell=print)
+    only = speed.themes(options.speed)
+    speed.run(options.out, command=options.command_line, tell=print, only=only)
 
 
 def _load(name: str) -> Family:
@@ -257,7 +258,13 @@ def _bench_parser(commands: Any) -> None:
     command.add_argument("--repeat", metavar="N", type=_positive, default=5, help="timed repeats")
     command.add_argument("--out", metavar="DIR", type=Path, default=Path("results"))
     command.add_argument("--resume", action="store_true", help="go on where an interrupted sweep stopped")
-    command.add_argument("--speed", action="store_true", help="measure the ratios of speed and memory of elvi itself")
+    command.add_argument(
+        "--speed",
+        metavar="THEME,...",
+        nargs="?",
+        const="",
+        help="measure the ratios of speed and memory of elvi itself, all or those of some themes",
+    )
     command.set_defaults(command=bench, when_interrupted="; finished cells are saved, and --resume goes on from them")
 
 

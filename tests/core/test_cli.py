@@ -146,6 +146,7 @@ def test_class_token_that_the_tower_lacks_is_refused(model, capsys, monkeypatch)
         (["run", "--image", __file__], "No question was asked about the pictures"),
         (["bench"], "Nothing was named to measure"),
         (["bench", "fastvv"], "did you mean fastv?"),
+        (["bench", "--speed", "generation,sped"], "asked for 'sped', which it does not measure: use generation, "),
         (["bench", "fastv", "--budget", "0.1,lots"], "'lots' is not one"),
         (["bench", "fastv", "--budget", "7"], "out of range"),
     ],
