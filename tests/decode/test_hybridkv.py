@@ -112,8 +112,8 @@ def test_theta_zero_is_pure_pruning_and_theta_above_one_pure_retrieval():
     assert pruning.store.far_bytes == 0
     assert [layer.far.lengths for layer in fetching.store.layers] == [[total // 16 * 16] * 2] * 3
     assert [layer.rows.lengths for layer in fetching.store.layers] == [[total % 16] * 2] * 3
-    assert HybridKV(0.4, theta=0.0).heads(seen()).all()
-    assert not HybridKV(0.4, theta=1.1).heads(seen()).any()
+    assert all(map(all, HybridKV(0.4, theta=0.0).head_map(seen())))
+    assert not any(map(any, HybridKV(0.4, theta=1.1).head_map(seen())))
 
 
 @pytest.mark.parametrize("fields", [{"theta": 1.1}, MIXED])
@@ -298,15 +298,15 @@ def planted(device, ask=0, needle=40, total=64):
 @pytest.mark.parametrize("score", ["mass", "nucleus"])
 def test_a_head_that_looks_at_one_row_is_static_and_a_uniform_one_dynamic(score, device):
     technique = HybridKV(score=score)
-    assert technique.heads([planted(device)]).tolist() == [[True, False]]
+    assert technique.head_map([planted(device)]) == [[1, 0]]
     low, high = technique.sparsity([planted(device)])[0].flip(0).tolist()
     assert high > 0.98
     assert low < 0.2
 
 
 def test_another_question_makes_another_head_of_it(device):
-    assert HybridKV().heads([planted(device, ask=0)]).tolist() == [[True, False]]
-    assert HybridKV().heads([planted(device, ask=1)]).tolist() == [[False, False]]
+    assert HybridKV().head_map([planted(device, ask=0)]) == [[1, 0]]
+    assert HybridKV().head_map([planted(device, ask=1)]) == [[0, 0]]
 
 
 def test_sparsity_at_theta_is_static():

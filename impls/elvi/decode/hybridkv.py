@@ -11,9 +11,8 @@ question) pay in key-value head h, and B the budget of all n heads, three stages
 
 Where we differ: only the abstract and three digests could be read, no formula and no code. They give the stages, theta,
 r, text before pictures, and budgets in whole chunks; all else is our reconstruction (R), with a field for each choice.
-With `charge`, a dynamic head pays for its chunk keys and for its last, partial chunk, which stays in the first tier: a
-step reads no more of the prompt than the budget (`kv_read_bytes`, which has to be near; `kv_bytes` is less). A dynamic
-head whose share does not buy one chunk is pruned as static ones are. Chunks fetched before are fetched again.
+With `charge`, a dynamic head pays for its chunk keys and its last, partial chunk, which stays near: a step reads no more
+of the prompt than the budget. A dynamic head whose share buys no chunk is pruned; chunks are fetched anew each time.
 """
 
 from __future__ import annotations
@@ -61,10 +60,13 @@ class HybridKV:
     chunk_key: str = "mean"
     charge: bool = True
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT, Fact.SAME_LENGTH_PER_HEAD})
-    breaks: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.SAME_KEYS_PER_HEAD, Fact.SAME_LENGTH_PER_HEAD, Fact.SAME_LENGTH_PER_LAYER}
+    needs: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT, Fact.SAME_LENGTH_PER_HEAD, Fact.ONE_TIER}
     )
+    breaks: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.SAME_KEYS_PER_HEAD, Fact.SAME_LENGTH_PER_HEAD, Fact.SAME_LENGTH_PER_LAYER, Fact.ONE_TIER}
+    )
+    head_names: ClassVar[tuple[str, ...]] = ("dynamic", "static")
     lossless: ClassVar[bool] = False
     rolling: ClassVar[bool] = False
     full: ClassVar[dict[str, Any] | None] = {"keep_ratio": 1.0}
@@ -83,9 +85,9 @@ class HybridKV:
 
     fit = check_groups
 
-    def heads(self, views: list[LayerView]) -> Tensor:
-        """bool [L, H]: which heads are static."""
-        return self.sparsity(views) >= self.theta
+    def head_map(self, views: list[LayerView]) -> list[list[int]]:
+        """The kind of each head of each layer, by its place in `head_names`."""
+        return (self.sparsity(views) >= self.theta).int().tolist()
 
     def sparsity(self, views: list[LayerView]) -> Tensor:
         """s_h [L, H], between 0 and 1 (all attention goes to one row), on the CPU."""
@@ -127,8 +129,7 @@ class HybridKV:
         best, total = attention.double().sort(dim=-1, descending=True).values, attention.shape[1]
         if self.score == "mass":
             return best[:, : max(1, budget(self.keep_ratio, total))].sum(-1).clamp(max=1.0)
-        fewest = (best.cumsum(-1) < self.nucleus * best.sum(-1, keepdim=True)).sum(-1) + 1
-        return 1 - fewest / total
+        return 1 - ((best.cumsum(-1) < self.nucleus * best.sum(-1, keepdim=True)).sum(-1) + 1) / total
 
     def _divide(self, view: LayerView, rows: list[int], fetches: list[bool]) -> Kept | list[Tensor]:
         """What the heads of one layer keep near and far; a head that fetches keeps its last, partial chunk near."""
