@@ -11,8 +11,8 @@ question) pay in key-value head h, and B the budget of all n heads, three stages
 
 Where we differ: only the abstract and three digests could be read, no formula and no code. They give the stages, theta,
 r, text before pictures, and budgets in whole chunks; all else is our reconstruction (R), with a field for each choice.
-With `charge`, a dynamic head pays for its chunk keys and its last, partial chunk, which stays near: a step reads no more
-of the prompt than the budget. A dynamic head whose share buys no chunk is pruned; chunks are fetched anew each time.
+With `charge`, a dynamic head pays for chunk keys and its last, partial chunk, which stays near: a step reads no more of
+the prompt than the budget. A dynamic head whose share buys no chunk is pruned; chunks are fetched anew each time.
 """
 
 from __future__ import annotations
@@ -117,13 +117,11 @@ class HybridKV:
         return torch.where(fetches, bought.minimum(chunks)[:, None] * self.chunk, rows), fetches
 
     def fetch(self, view: LayerView) -> Fetched:
-        groups = view.query.unflatten(0, (len(view.memory["chunks"]), -1))  # [H, G, Q, d]
-        slots, looked = [], 0
-        for query, (count, keys) in zip(groups, view.memory["chunks"]):
+        chunks, slots = view.memory["chunks"], []
+        for query, (count, keys) in zip(view.query.unflatten(0, (len(chunks), -1)), chunks):  # [G, Q, d]
             best = top(chunk_score(query, keys).amax(0), count)  # [Q, count]
             slots.append((best[..., None] * self.chunk + torch.arange(self.chunk, device=best.device)).flatten(1))
-            looked += sum(part.nbytes for part in keys)
-        return Fetched(slots, looked)
+        return Fetched(slots, sum(part.nbytes for _, keys in chunks for part in keys))
 
     def _sparsity(self, attention: Tensor) -> Tensor:
         best, total = attention.double().sort(dim=-1, descending=True).values, attention.shape[1]
