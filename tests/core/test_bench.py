@@ -18,6 +18,7 @@ from elvi.core.accept import accept_exact
 from elvi.core.generate import Output, generate
 from elvi.core.plan import Plan
 from elvi.core.seams import Encoded
+from elvi.decode.hybridkv import HybridKV
 from elvi.errors import BudgetError, ElviError
 from elvi.tiny.data import sample
 
@@ -252,6 +253,19 @@ def test_random_twin_has_the_budget_of_its_technique(family, technique):
     for report in twins:
         assert report.kv_bytes == ours.kv_bytes
         assert report.visual_tokens["reduced"] == ours.visual_tokens["reduced"]
+
+
+def test_a_random_twin_reads_as_many_rows_as_are_fetched():
+    question, technique = "in frame 2 what color is at top left ?", HybridKV(0.4, theta=1.1, chunk=4)
+    family, clip = random_family("qwen2_5_vl"), clip_for("qwen2_5_vl", seconds=6)
+    reports = [
+        generate(family, clip, question, plan=Plan(each), max_new_tokens=2, ignore_eos=True).report
+        for each in (technique, floor.twin(technique, 1))
+    ]
+    heads = family.num_layers * family.config.num_key_value_heads
+    keys = heads * (reports[0].prompt_tokens // 4) * family.head_dim * 4  # of chunks; random rows need none
+    assert reports[0].kv_read_bytes - reports[1].kv_read_bytes == keys
+    assert (reports[0].kv_far_bytes > 0, reports[1].kv_far_bytes) == (True, 0)
 
 
 def test_random_twins_differ_with_the_seed_and_repeat_with_it(family):

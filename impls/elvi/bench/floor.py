@@ -71,7 +71,10 @@ class RandomTokens(_Random):
 
 @dataclass(frozen=True)
 class RandomSlots(_Random):
-    """As many random visual slots of each head as the technique kept near; text slots are those that it kept."""
+    """As many random visual slots of each head as the technique kept near; text slots are those that it kept.
+
+    Where a head fetches rows of the second tier, as many random ones of those that moved there, kept for good.
+    """
 
     rolling: ClassVar[bool] = False
 
@@ -92,16 +95,19 @@ class RandomSlots(_Random):
         return [None if kept is None else self._slots(view, kept) for view, kept in zip(views, chosen)]
 
     def _slots(self, view: LayerView, kept: Kept | Tensor | Sequence[Tensor]) -> list[Tensor]:
-        near = kept.slots if isinstance(kept, Kept) else kept
+        near, far = (kept.slots, kept.far) if isinstance(kept, Kept) else (kept, None)
+        fetched = [] if far is None else [slots.shape[1] for slots in self.of.fetch(view).slots]
         drawn = []
         for head, slots in enumerate(near):
+            seed = (self.seed * 1000 + view.layer) * 1000 + head
             visual = view.visual[head]
             stays = torch.zeros_like(visual).index_fill(0, slots, True)
-            count = int((stays & visual).sum())
-            places = visual.nonzero()[:, 0]
-            seed = (self.seed * 1000 + view.layer) * 1000 + head
-            stays &= ~visual
-            stays[places[_draw(len(places), count, seed).to(places.device)]] = True
+            if far is not None and fetched[head]:
+                stays[far[head][_draw(len(far[head]), fetched[head], seed).to(visual.device)]] = True
+            else:
+                places, count = visual.nonzero()[:, 0], int((stays & visual).sum())
+                stays &= ~visual
+                stays[places[_draw(len(places), count, seed).to(places.device)]] = True
             drawn.append(stays.nonzero()[:, 0])
         return drawn
 
@@ -112,7 +118,8 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomFrames(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
-    if isinstance(technique, Keep) and not (technique.rolling or isinstance(technique, Fetch)):
+    streams = getattr(technique, "streams", False)
+    if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
         return RandomSlots(technique, seed)
     return None
 

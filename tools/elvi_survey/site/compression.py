@@ -1,4 +1,4 @@
-"""A smaller cache on the pages: quality against the bytes that are kept, above random selection, below the full cache.
+"""A smaller cache on the pages: quality against the bytes a step reads, between random selection and the full cache.
 
 Numbers come from the cells of results files (see `elvi.bench.results`); cells that draft stand elsewhere.
 """
@@ -30,10 +30,18 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        return self.cell["kv_ratio"]
+        return _read(self.cell)
 
     def right(self, where: str) -> int:
         return self.result.value(f"{self.path}/{where}/correct")
+
+
+def _read(cell: dict[str, Any]) -> float:
+    """Bytes of the cache that a decoding step reads, as a share of the full cache's; of older files, those it holds.
+
+    What is held in the first tier alone would flatter techniques that fetch from a second one.
+    """
+    return cell.get("kv_read_ratio", cell["kv_ratio"])
 
 
 @dataclass(frozen=True)
@@ -190,13 +198,13 @@ def panel(curve: Curve, group: Group, stage: str, name: str) -> Markup:
     ]
     if random:
         drawn.append(f'<text x="{random[-1].x + 8:.1f}" y="{random[-1].y + 4:.1f}">random</text>')
-    label = f"Right caption sentences of {name} against the share of the cache's bytes; the table below has the numbers"
+    label = f"Right caption sentences of {name} against the bytes a step reads; the table below has the numbers"
     return picture(f"0 0 {WIDTH} {HEIGHT}", label, stage, drawn)
 
 
 def _mark(result: Result, path: str, scale: _Scale, *, joined: bool) -> _Mark:
     where = f"{path}/quality/captions/correct"
-    x, y = scale.x(result.value(f"{path}/kv_ratio")), scale.y(result.value(where))
+    x, y = scale.x(_read(result.value(path))), scale.y(result.value(where))
     return _Mark(x, y, str(escape(f"{result.address}#{where}")), joined)
 
 
