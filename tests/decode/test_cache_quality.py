@@ -21,9 +21,13 @@ from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
 from elvi.decode.hybridkv import HybridKV
+from elvi.decode.look_m import LookM
+from elvi.decode.madakv import MadaKV
+from elvi.decode.meda import MEDA
 from elvi.decode.mm_shiftkv import MMShiftKV
 from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
+from elvi.decode.sparsemm import SparseMM
 from elvi.decode.sparsevila import SparseVILA
 from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
@@ -62,6 +66,10 @@ def loss(*techniques, seconds: int = 5) -> float:
         [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
         [VidKV(bits) for bits in (1.0, 1.5, 2.0)],
         [SparseVILA(ratio) for ratio in (0.05, 0.25, 1.0)],
+        [LookM(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
+        [MEDA(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
+        [MadaKV(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
+        [SparseMM(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
     ],
     ids=lambda plans: type(plans[0]).__name__,
 )
@@ -83,6 +91,12 @@ def test_summed_attention_chooses_worse_than_that_of_the_last_rows():
 def test_st3_finds_needles_that_random_tokens_of_equal_number_lose():
     technique = ST3(keep_ratio=0.1, tau=None)
     assert needles_found("tiny-qwen", technique) > needles_found("tiny-qwen", RandomTokens(technique, 0)) + 3
+
+
+@pytest.mark.parametrize("technique", [MadaKV(0.1), SparseMM(0.1)], ids=["madakv", "sparsemm"])
+def test_chosen_rows_predict_better_than_random_ones_under_the_same_budgets(technique):
+    floor = sum(loss(twin(technique, seed)) for seed in range(3)) / 3
+    assert loss(technique) < floor - 0.2
 
 
 def test_eight_bits_predict_like_the_full_cache():
@@ -117,8 +131,6 @@ def answers(technique) -> int:
         prefill(run, clip, clip.question)
         for layer in run.store.layers:
             layer.crop(layer.length - 1)
-
-            layer.rows.keep_last(1, [])
         run.next_row, run.next_position = len(run.layout) - 1, int(run.layout.position[0, -1])
         logits = verify(run, int(run.layout.token[-1]), Draft())
         found += family.decode([int(logits.argmax())]) == clip.expected
@@ -129,6 +141,11 @@ def answers(technique) -> int:
 def test_chosen_slots_predict_better_than_random_ones_of_equal_number(technique):
     assert loss(technique) < loss(twin(technique, 0)) - 0.2
     assert answers(technique) == len(CLIPS)
+
+
+def test_madakv_finds_needles_in_a_tenth_of_the_prompt():
+    assert answers(MadaKV(0.1)) == len(CLIPS)
+    assert answers(twin(MadaKV(0.1), 1)) < len(CLIPS)
 
 
 def test_snapkv_finds_needles_that_random_slots_of_equal_number_lose():
