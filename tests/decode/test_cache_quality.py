@@ -24,6 +24,7 @@ from elvi.decode.hybridkv import HybridKV
 from elvi.decode.look_m import LookM
 from elvi.decode.madakv import MadaKV
 from elvi.decode.meda import MEDA
+from elvi.decode.mixkv import MixKV
 from elvi.decode.mm_shiftkv import MMShiftKV
 from elvi.decode.pyramidkv import PyramidKV
 from elvi.decode.snapkv import SnapKV
@@ -32,6 +33,7 @@ from elvi.decode.sparsevila import SparseVILA
 from elvi.decode.st3 import ST3
 from elvi.decode.streamingllm import StreamingLLM
 from elvi.decode.vidkv import VidKV
+from elvi.decode.vl_cache import VLCache
 
 CLIPS = range(10_020, 10_024)
 pytestmark = pytest.mark.slow
@@ -137,7 +139,9 @@ def answers(technique) -> int:
     return found
 
 
-@pytest.mark.parametrize("technique", [PyramidKV(0.1), AdaKV(0.1)], ids=["pyramidkv", "adakv"])
+@pytest.mark.parametrize(
+    "technique", [PyramidKV(0.1), AdaKV(0.1), VLCache(0.1), MixKV(0.1)], ids=lambda technique: type(technique).__name__
+)
 def test_chosen_slots_predict_better_than_random_ones_of_equal_number(technique):
     assert loss(technique) < loss(twin(technique, 0)) - 0.2
     assert answers(technique) == len(CLIPS)
