@@ -17,6 +17,7 @@ from elvi.core.scores import observers
 from elvi.core.tokens import budget, top
 from elvi.core.views import LayerView
 from elvi.decode.adakv import AdaKV
+from elvi.decode.akvq_vl import AKVQVL
 from elvi.decode.calibquant import CalibQuant
 from elvi.decode.elastic_cache import ElasticCache
 from elvi.decode.h2o import H2O
@@ -103,6 +104,10 @@ def test_chosen_rows_predict_better_than_random_ones_under_the_same_budgets(tech
 
 def test_eight_bits_predict_like_the_full_cache():
     assert loss(CalibQuant(8)) == pytest.approx(loss(), abs=0.02)
+
+
+def test_two_bits_beside_recent_tokens_and_pivots_predict_like_the_full_cache():
+    assert loss(AKVQVL(recent=16)) == pytest.approx(loss(), abs=0.02)
 
 
 @dataclass(frozen=True)
