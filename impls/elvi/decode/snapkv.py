@@ -48,7 +48,7 @@ class SnapKV:
     lossless: ClassVar[bool] = False
     rolling: ClassVar[bool] = False
     full: ClassVar[dict[str, Any] | None] = {"keep_ratio": 1.0}
-    sweep: ClassVar[tuple[str, tuple[float | int, ...]]] = ("keep_ratio", (0.1, 0.25, 0.5, 0.75))
+    sweep: ClassVar[tuple[str, tuple[float | int, ...]]] = ("keep_ratio", (0.05, 0.1, 0.25, 0.5))
 
     def __post_init__(self) -> None:
         check_range(self, "keep_ratio", 0.0, 1.0)
