@@ -77,6 +77,7 @@ def small(monkeypatch):
     monkeypatch.setattr(kv, "VISUAL", 512)
     monkeypatch.setattr(kv, "TOKENS", 3)
     monkeypatch.setattr(kv, "WIDE", {"layers": 2, "width": 64, "inner": 64, "key_value_heads": 1})
+    monkeypatch.setattr(kv, "REAL", {**kv.WIDE, "head_dim": 32})
     monkeypatch.setattr(common, "WIDE_REPEATS", 1)
 
 

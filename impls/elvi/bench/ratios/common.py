@@ -38,18 +38,18 @@ def unmodified(family: Family) -> Any:
     return plain
 
 
-def wide(layers: int, width: int, inner: int, key_value_heads: int) -> Family:
+def wide(layers: int, width: int, inner: int, key_value_heads: int, head_dim: int = 64) -> Family:
     """A random-weight Qwen2.5-VL with a thin tower, and a language model so wide that arithmetic decides its speed.
 
-    width: of its hidden states, in heads of 64; inner: of the MLPs.
+    width: of its hidden states, in heads of head_dim; inner: of the MLPs.
     """
     small = load(MODEL)
     config = transformers.AutoConfig.from_pretrained(tiny.path(MODEL))
     text = config.text_config
     text.hidden_size, text.intermediate_size, text.num_hidden_layers = width, inner, layers
-    text.num_attention_heads, text.num_key_value_heads = width // 64, key_value_heads
+    text.num_attention_heads, text.num_key_value_heads = width // head_dim, key_value_heads
     text.layer_types = ["full_attention"] * layers
-    text.rope_parameters = {**text.rope_parameters, "mrope_section": [8, 12, 12]}
+    text.rope_parameters = {**text.rope_parameters, "mrope_section": [part * head_dim // 64 for part in (8, 12, 12)]}
     vision = config.vision_config
     vision.depth, vision.fullatt_block_indexes, vision.out_hidden_size = 1, [], width
     torch.manual_seed(0)
