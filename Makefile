@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= auto
 
 .PHONY: venv demo test slow lint types check site links serve bench tiny wheel ci clean
 
@@ -18,10 +19,10 @@ demo: venv  ## one composed plan next to the unmodified model, then the site
 	@echo "The site is built: run 'make serve' and open http://127.0.0.1:8000/"
 
 test: venv browser node_modules  ## everything but the slow tail, or TESTS="folders"
-	$(BIN)/python -m pytest -m "not slow" -q $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 slow: venv browser node_modules smollm2  ## the slow tail, or that of TESTS="folders"
-	$(BIN)/python -m pytest -m slow -q $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 .PHONY: browser smollm2
 browser:  ## Debian's Chromium and npm where they are missing, for the tests that look at the site
