@@ -5,7 +5,7 @@ import torch
 from kvsupport import prefilled
 from support import FAMILIES, random_family
 
-from elvi.core.budgets import best_of_all, check_window, clipped, over_heads, pyramid, split
+from elvi.core.budgets import best_of_all, clipped, over_heads, pyramid, split
 from elvi.core.scores import (
     WHOLE_PROMPT,
     attention,
@@ -17,7 +17,7 @@ from elvi.core.scores import (
     column_sums,
     row_entropy,
 )
-from elvi.errors import BudgetError, FitError
+from elvi.errors import FitError
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -127,12 +127,6 @@ def test_scaling_moves_slots_from_spread_heads_to_sharp_ones():
 def test_no_slots_to_share_out_are_no_budgets():
     assert over_heads(torch.rand(3, 5), 0, 0.2, normalise=True).tolist() == [0, 0, 0]
     assert over_heads(torch.empty(3, 0), 0, 0.2, normalise=True).tolist() == [0, 0, 0]
-
-
-def test_a_budget_below_the_window_is_refused_in_one_sentence():
-    with pytest.raises(BudgetError, match="asked to keep 3 rows a head, fewer than the 8"):
-        check_window(object(), 3, 8)
-    check_window(object(), 8, 8)
 
 
 def test_the_best_slots_join_the_last_ones_and_a_small_count_leaves_the_latest(device):

@@ -5,17 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elvi.errors import BudgetError
-
-
-def check_window(technique: object, count: int, window: int) -> None:
-    """Raise BudgetError where `count` rows a head are fewer than the `window` last ones that always stay."""
-    if count < window:
-        raise BudgetError(
-            f"{type(technique).__name__} was asked to keep {count} rows a head, fewer than the {window} of its "
-            "observation window, which always stay: raise keep_ratio, or lower window."
-        )
-
 
 def split(weight: Tensor, total: int, most: int | Tensor, least: int | Tensor = 0) -> Tensor:
     """`total` rows over n parts in proportion to weight [n], each between `least` and `most`: int64 [n].
