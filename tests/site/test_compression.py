@@ -82,7 +82,7 @@ def test_every_address_resolves_to_the_number_that_is_printed(compared, root):
         if part.tag == f"{HTML}span":
             last = path.split("/")[-1]
             form = "ms" if "select_s" in path else FORM_OF.get(last, "plain")
-            forms = ("ratio", "share") if last == "kv_ratio" else (form,)
+            forms = ("ratio", "share") if last in ("kv_ratio", "kv_read_ratio") else (form,)
             assert words(part) in {FORMS[each](value) for each in forms}, path
 
 
@@ -161,10 +161,14 @@ def test_the_page_says_who_does_not_beat_random_selection_and_who_answers_like_t
     ]
     assert not [part for part in remarks if "as much in questions" in part]
     assert (
-        "As much right as with the full cache, at the smallest budget: Deep at chunks = 1 (12 % of the bytes)."
+        "As much right as with the full cache, at the smallest budget: Deep at chunks = 1 (31 % of the bytes)."
         in remarks
     )
     assert next(part for part in remarks if "Without a random floor" in part).endswith(": Deep.")
+    assert [part for part in remarks if "not above what its paper compares it with" in part] == [
+        "There not above what its paper compares it with, in questions: Narrow (55 right) and Deep (57).",
+        "There not above what its paper compares it with, in caption sentences: Narrow (20 right) and Deep (114).",
+    ]
     assert "Runs here and is not measured yet: Waiting." in remarks
 
 
@@ -297,7 +301,7 @@ def test_composition_shows_needs_conflicts_and_relations_with_their_sources(site
     assert any(link.endswith("taxonomy/needs.yaml") for link in links)
     assert any(link.endswith("catalog/narrow.yaml") and "/blob/" in link for link in links)
     assert "Builds on FastV (Table 1)" in words(page)
-    assert "Relations" not in (site / "papers/deep/index.html").read_text(encoding="utf-8")
+    assert "Relations" not in (site / "papers/waiting/index.html").read_text(encoding="utf-8")
 
 
 def test_a_record_that_does_not_run_has_a_composition_if_it_says_anything(scratch_root):

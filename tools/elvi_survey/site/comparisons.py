@@ -54,6 +54,7 @@ def _contracts(sources: "Sources", groups: list[compression.Group], ids: list[st
         "budget": compression.BUDGET,
         "contracts": [(records[id_], needs[id_], breaks[id_]) for id_ in shown],
         "sentences": {name: words for name, words in sources.facts.items() if name in named},
+        "baselines": [(tie.to, id_) for id_ in shown for tie in records[id_].relations if tie.kind == "baseline-of"],
         "unmeasured": [records[i] for i in ids if i not in shown and records[i].implementation.status == "runnable"],
     }
 

@@ -61,8 +61,12 @@ class Curve:
     @property
     def compared(self) -> Row | None:
         """The row nearest to `BUDGET` of those with random selection."""
-        rivalled = [row for row in self.rows if row.rival]
-        return min(rivalled, key=lambda row: abs(row.ratio - BUDGET), default=None)
+        return _nearest([row for row in self.rows if row.rival])
+
+    @property
+    def near(self) -> Row:
+        """The row nearest to `BUDGET` of those that a line joins."""
+        return _nearest(self.swept) or self.smallest
 
     @property
     def swept(self) -> list[Row]:
@@ -74,6 +78,10 @@ class Curve:
     def whole(self) -> bool:
         """Whether as much is right at its smallest budget as with the full cache."""
         return all(self.smallest.right(where) >= self.result.value(f"baseline/{where}/correct") for where, _ in KINDS)
+
+
+def _nearest(found: list[Row]) -> Row | None:
+    return min(found, key=lambda row: abs(row.ratio - BUDGET), default=None)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,15 @@ class Group:
         """Rows next to `BUDGET` where random selection of as much gets as many right, or more."""
         found = [row for curve in self.curves if (row := curve.compared)]
         return [row for row in found if row.right(where) <= row.result.value(f"{row.rival}/{where}/correct")]
+
+    def not_above(self, baselines: list[tuple[str, str]], where: str) -> list[tuple[Row, Row]]:
+        """(row, row of its baseline) next to `BUDGET` where the baseline gets as many right, or more.
+
+        baselines: (technique, what its paper compares it with), by id.
+        """
+        near = {curve.result.technique: curve.near for curve in self.curves}
+        pairs = [(near[one], near[other]) for one, other in baselines if one in near and other in near]
+        return [(row, rival) for row, rival in pairs if row.right(where) <= rival.right(where)]
 
     @property
     def whole(self) -> list[Row]:
