@@ -121,3 +121,6 @@ def test_the_axis_is_the_budget_that_varies(result):
     assert bits is not None
     assert bits.path == "kv_ratio"
     assert budget_axis(_with_budgets(result, kept_share=[1.0] * 3, kv_ratio=[1.0] * 3)) is None
+    fetched = budget_axis(_with_budgets(result, kv_far_bytes=[0.0, 9.0, 9.0], kv_read_ratio=[0.1, 0.2, 0.3]))
+    assert fetched is not None
+    assert fetched.path == "kv_read_ratio"

@@ -147,6 +147,7 @@ PROTOCOLS = {
     "reduce": ("tokens", "drops or merges tokens before the language model reads them"),
     "attend": ("layers", "decides what each query row reads inside the layers"),
     "keep": ("cache", "chooses which rows stay in the key-value cache"),
+    "fetch": ("cache", "chooses which rows of its second tier each query row reads"),
     "pack": ("cache", "stores the key-value cache in fewer bits"),
     "start": ("output", "drafts several tokens for the model to verify at once"),
     "judge": ("output", "decides which drafted tokens stand"),

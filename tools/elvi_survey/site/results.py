@@ -73,10 +73,16 @@ AXES = (
     Axis("kept_share", "Visual tokens kept, averaged over all layers"),
     Axis("kv_ratio", "Bytes of key-value cache kept"),
 )
+READ = Axis("kv_read_ratio", "Bytes of key-value cache that a decoding step reads")
 
 
 def budget_axis(result: Result) -> Axis | None:
-    """The first budget that differs between cells; None where the technique has no budget to vary."""
+    """The first budget that differs between cells; None where the technique has no budget to vary.
+
+    Where rows rest in a second tier and are fetched from there, it is what a step reads, not what the first one holds.
+    """
+    if any(cell.get("kv_far_bytes") for cell in result.data["cells"]):
+        return READ
     for axis in AXES:
         if len({round(cell[axis.path], 3) for cell in result.data["cells"]}) > 1:
             return axis
