@@ -68,6 +68,12 @@ def test_a_docstring_keeps_paragraphs_bullets_code_and_mathematics():
     assert "&amp; more." in html
 
 
+def test_numbered_steps_are_a_list_of_their_own():
+    html = prose("Three stages:\n\n1. Classify by\n   mass.\n2. Share out 1.5 rows.\n\nEnd.")
+    assert '<ol class="prose dots"><li>Classify by mass.</li><li>Share out 1.5 rows.</li></ol>' in html
+    assert prose("A sum of 1. 5 is not one") == '<p class="prose">A sum of 1. 5 is not one</p>'
+
+
 def test_prices_are_not_mathematics():
     assert inline("costs 5 $ a day") == "costs 5 $ a day"
 

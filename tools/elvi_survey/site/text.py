@@ -22,7 +22,7 @@ def inline(words: str) -> Markup:
 
 
 def prose(docstring: str) -> Markup:
-    """A docstring as paragraphs and bullet lists; an indented block keeps its lines as code."""
+    """A docstring as paragraphs and lists, bulleted or numbered; an indented block keeps its lines as code."""
     blocks = [_block(block) for block in re.split(r"\n\s*\n", textwrap.dedent(docstring).strip("\n")) if block.strip()]
     return Markup("\n").join(blocks)
 
@@ -31,12 +31,15 @@ def _block(block: str) -> Markup:
     lines = block.split("\n")
     if all(line.startswith("    ") for line in lines):
         return Markup('<pre tabindex="0" class="sunk"><code>{}</code></pre>').format(textwrap.dedent(block))
-    lead, *items = re.split(r"^\s*[-*] ", block, flags=re.MULTILINE)
+    numbered = re.search(r"^\s*1\. ", block, flags=re.MULTILINE)
+    lead, *items = re.split(r"^\s*\d+\. " if numbered else r"^\s*[-*] ", block, flags=re.MULTILINE)
     paragraph = Markup('<p class="prose">{}</p>').format(inline(" ".join(lead.split()))) if lead.strip() else Markup("")
     if not items:
         return paragraph
-    bullets = Markup("").join(Markup("<li>{}</li>").format(inline(" ".join(item.split()))) for item in items)
-    return paragraph + Markup('<ul class="prose dots">{}</ul>').format(bullets)
+    listed = Markup("").join(Markup("<li>{}</li>").format(inline(" ".join(item.split()))) for item in items)
+    if numbered:
+        return paragraph + Markup('<ol class="prose dots">{}</ol>').format(listed)
+    return paragraph + Markup('<ul class="prose dots">{}</ul>').format(listed)
 
 
 def one_line(words: str) -> str:
