@@ -19,6 +19,9 @@ from elvi.core.generate import Output, generate
 from elvi.core.plan import Plan
 from elvi.core.seams import Encoded
 from elvi.decode.hybridkv import HybridKV
+from elvi.decode.inf_mllm import InfMLLM
+from elvi.decode.livevlm import LiveVLM
+from elvi.decode.sparsevila import SparseVILA
 from elvi.errors import BudgetError, ElviError
 from elvi.tiny.data import sample
 
@@ -266,6 +269,16 @@ def test_a_random_twin_reads_as_many_rows_as_are_fetched():
     keys = heads * (reports[0].prompt_tokens // 4) * family.head_dim * 4  # of chunks; random rows need none
     assert reports[0].kv_read_bytes - reports[1].kv_read_bytes == keys
     assert (reports[0].kv_far_bytes > 0, reports[1].kv_far_bytes) == (True, 0)
+
+
+@pytest.mark.parametrize("technique", [LiveVLM(memory=40), InfMLLM(capacity=60), SparseVILA(0.2)], ids=repr)
+def test_random_twins_of_what_acts_again_or_holds_rows_apart_run(technique):
+    clip = clip_for("qwen2_5_vl", seconds=8)
+    reports = [
+        generate(random_family("qwen2_5_vl"), clip, plan=Plan(each), max_new_tokens=2).report
+        for each in (technique, floor.twin(technique, 1))
+    ]
+    assert reports[1].visual_tokens["cache_mean"] == pytest.approx(reports[0].visual_tokens["cache_mean"], rel=0.2)
 
 
 def test_random_twins_differ_with_the_seed_and_repeat_with_it(family):

@@ -101,7 +101,7 @@ class EveryRound(Once):
 
 def test_what_acts_after_every_round_needs_its_facts_after_the_others_have_acted():
     Plan(EveryRound()).check(random_family("llama"))
-    with pytest.raises(PlanError, match="EveryRound acts after every round") as error:
+    with pytest.raises(PlanError, match="EveryRound acts again and again") as error:
         Plan(EveryRound(), Once()).check(random_family("llama"))
     assert error.value.culprits == ("EveryRound", "Once")
     with pytest.raises(PlanError, match="acting before it"):

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elvi.core.seams import Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
+from elvi.core.facts import Fact
+from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
 from elvi.core.store import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from elvi.core.facts import Fact
     from elvi.core.tokens import Tokens
     from elvi.core.views import LayerView, Seen
     from elvi.media import Clip
@@ -96,13 +96,16 @@ class RandomSlots(_Random):
 
     def _slots(self, view: LayerView, kept: Kept | Tensor | Sequence[Tensor]) -> list[Tensor]:
         near, far = (kept.slots, kept.far) if isinstance(kept, Kept) else (kept, None)
-        fetched = [] if far is None else [slots.shape[1] for slots in self.of.fetch(view).slots]
+        fetched = [0] * len(near)
+        if far is not None and isinstance(self.of, Fetch):
+            fetched = [slots.shape[1] for slots in self.of.fetch(view).slots]
+        shared = Fact.SAME_KEYS_PER_HEAD in self.of.needs  # what acts again needs heads that hold the same rows
         drawn = []
         for head, slots in enumerate(near):
-            seed = (self.seed * 1000 + view.layer) * 1000 + head
+            seed = (self.seed * 1000 + view.layer) * 1000 + (0 if shared else head)
             visual = view.visual[head]
             stays = torch.zeros_like(visual).index_fill(0, slots, True)
-            if far is not None and fetched[head]:
+            if far is not None and fetched[head] > 0:
                 stays[far[head][_draw(len(far[head]), fetched[head], seed).to(visual.device)]] = True
             else:
                 places, count = visual.nonzero()[:, 0], int((stays & visual).sum())
@@ -110,6 +113,22 @@ class RandomSlots(_Random):
                 stays[places[_draw(len(places), count, seed).to(places.device)]] = True
             drawn.append(stays.nonzero()[:, 0])
         return drawn
+
+
+@dataclass(frozen=True)
+class RandomReads(RandomSlots):
+    """Random slots of a technique that also says what rows read, which it goes on saying."""
+
+    @property
+    def prefill(self) -> bool:
+        return self.of.prefill
+
+    @property
+    def decode(self) -> bool:
+        return self.of.decode
+
+    def attend(self, view: LayerView) -> Tensor | None:
+        return self.of.attend(view)
 
 
 def twin(technique: Any, seed: int) -> _Random | None:
@@ -120,7 +139,7 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomTokens(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
-        return RandomSlots(technique, seed)
+        return (RandomReads if isinstance(technique, Attend) else RandomSlots)(technique, seed)
     return None
 
 

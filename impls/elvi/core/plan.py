@@ -139,14 +139,14 @@ class Plan:
                 )
 
     def _check_rolling(self) -> None:
-        """What acts again after every round needs its facts then, too, when all others have acted."""
-        rolling = [technique for technique in self.techniques if getattr(technique, "rolling", False)]
-        for technique, other in product(rolling, self.techniques):
+        """What acts again after every round or piece needs its facts then, too, when all others have acted."""
+        again = [t for t in self.techniques if getattr(t, "rolling", False) or getattr(t, "streams", False)]
+        for technique, other in product(again, self.techniques):
             lost = sorted(technique.needs & other.breaks, key=lambda fact: fact.name)
             if lost and other is not technique:
                 name, culprit = type(technique).__name__, type(other).__name__
                 raise PlanError(
-                    f"{name} acts after every round and needs that {lost[0].value}, which {culprit} ends: drop one of "
+                    f"{name} acts again and again and needs that {lost[0].value}, which {culprit} ends: drop one of "
                     "the two.",
                     name,
                     culprit,

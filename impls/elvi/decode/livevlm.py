@@ -50,7 +50,7 @@ class LiveVLM:
     page: int = 16
     short: int = 2
 
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_LENGTH_PER_HEAD})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.SAME_KEYS_PER_HEAD, Fact.SAME_LENGTH_PER_HEAD})
     breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.WHOLE_PROMPT, Fact.QUESTION_KNOWN, Fact.SAME_KEYS_PER_HEAD})
     lossless: ClassVar[bool] = False
     rolling: ClassVar[bool] = False
