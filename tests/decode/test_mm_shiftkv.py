@@ -193,7 +193,7 @@ def test_permuted_keys_get_permuted_scores(views):
 @torch.inference_mode()
 def test_proxies_taken_in_chunks_score_alike(views, monkeypatch):
     whole = MMShiftKV(groups=1, stride=1).score(views[0])
-    monkeypatch.setattr("elvi.core.scores.CHUNK", 7)
+    monkeypatch.setattr("elvi.decode.mm_shiftkv.CHUNK", 7)
     torch.testing.assert_close(MMShiftKV(groups=1, stride=1).score(views[0]), whole)
 
 

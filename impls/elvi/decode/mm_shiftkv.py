@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
-from elvi.core.scores import check_groups, column_sums, window_score
+from elvi.core.scores import CHUNK, check_groups, window_score
 from elvi.core.tokens import budget, top
 from elvi.errors import BudgetError, check_choice, check_range
 
@@ -101,15 +101,11 @@ class MMShiftKV:
         return torch.cat([chosen, chosen.new_full((len(chosen), 1), total - 1)], dim=1)
 
     def score(self, view: LayerView) -> Tensor:
-        """Votes plus attention of the last row, for all slots but the last: float64 [H, K - 1].
-
-        The view's query is that of the last prompt row.
-        """
-        last = window_score(view, 1)[:, :-1]
+        """Votes plus attention of the last prompt row (the query given), without the last slot: float64 [H, K - 1]."""
+        last, keys = window_score(view, 1)[:, :-1], view.keys.float()
         votes = torch.zeros_like(last, dtype=torch.float64)  # in float32, votes would swallow what breaks ties
         for proxies, rows in self.proxies(view):
-            group = replace(view, query=proxies, query_row=rows)
-            mean = (column_sums(group)[:, :-1] + last) / (len(rows) + 1)
+            mean = (received(proxies, keys, view.scaling)[:, :-1] + last) / (len(rows) + 1)
             votes += voted(mean, self.mass, self.inclusive)
         return votes + last
 
@@ -133,6 +129,13 @@ class MMShiftKV:
         generator = torch.Generator().manual_seed(self.seed * 1000 + layer)
         noise = torch.randn(self.num_proxies, x.shape[1], generator=generator)
         return (x.mean(over) + self.gamma * spread * noise.to(x.device)).to(inputs.dtype)
+
+
+def received(proxies: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Attention [H, K] that keys [H, K, d] get from proxies [Hq, g, d] after them, mean over a group of heads."""
+    asking = proxies.float().reshape(len(keys), -1, proxies.shape[-1])  # [H, G g, d]
+    paid = [(part @ keys.mT * scaling).softmax(-1).sum(1) for part in asking.split(CHUNK, dim=1)]
+    return torch.stack(paid).sum(0) * (len(keys) / len(proxies))
 
 
 def voted(attention: Tensor, mass: float, inclusive: bool) -> Tensor:
