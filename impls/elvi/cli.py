@@ -1,7 +1,8 @@
-"""The command line: list, show, run, bench, search, demo.
+"""The command line: list, show, run, bench, train, search, demo.
 
 `elvi run --json` prints one object: plan, question, expected (null for own input), answer, tokens, report (the fields
-of `elvi.core.meter.Report`), and with --baseline the same keys of the unmodified model under `baseline`. Exit codes:
+of `elvi.core.meter.Report`), and with --baseline the same keys of the unmodified model under `baseline`; of a related
+system it is technique and tables (each title, columns, rows, note). Exit codes:
 0, 2 for a request that cannot be met (one sentence on stderr), 130 when interrupted.
 """
 
@@ -17,18 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elvi import discover
+from elvi import discover, terminal
 from elvi.errors import ElviError
+from elvi.related import commands as related
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from elvi.families.family import Family
-
-PAGE = 120  # columns where there is no terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,23 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def list_(options: argparse.Namespace) -> None:
     rows = [
         {"id": name, "stage": discover.stage_of(name), "summary": discover.summary_of(name)}
-        for name in discover.list_techniques(options.stage)
+        for name in (discover.list_techniques(options.stage) if options.stage else discover.list_all())
     ]
     if options.json:
         print(json.dumps(rows, indent=1))
         return
     from elvi import tables
 
-    _print(tables.techniques(rows))
+    terminal.echo(tables.techniques(rows))
 
 
 def show(options: argparse.Namespace) -> None:
     from elvi import tables
 
-    _print(tables.technique(options.id, discover.technique(options.id)))
+    show = tables.system if discover.stage_of(options.id) == discover.RELATED else tables.technique
+    terminal.echo(show(options.id, discover.technique(options.id)))
 
 
 def run(options: argparse.Namespace) -> None:
+    if related.named(options.ids):
+        related.run(options)
+        return
     from elvi import spec
     from elvi.ask import ask, clip_from
     from elvi.core.plan import Plan
@@ -85,10 +86,13 @@ def run(options: argparse.Namespace) -> None:
         return
     from elvi import tables
 
-    _print(tables.answers(result))
+    terminal.echo(tables.answers(result))
 
 
 def bench(options: argparse.Namespace) -> None:
+    if related.named(options.ids):
+        related.bench(options)
+        return
     from rich.console import Console
 
     from elvi import tables
@@ -109,7 +113,7 @@ def bench(options: argparse.Namespace) -> None:
     for each in sweeps:
         each.check(family)
     for each in sweeps:
-        with _progress(console) as progress:
+        with terminal.progress() as progress:
             task = progress.add_task(each.name, total=each.steps(protocol))
             path, data = sweep.run(
                 family,
@@ -120,17 +124,15 @@ def bench(options: argparse.Namespace) -> None:
                 resume=options.resume,
                 tick=partial(progress.advance, task),
             )
-        _print(tables.sweep(data))
+        terminal.echo(tables.sweep(data))
         print(path)
 
 
 def search_skips(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from elvi.bench import search
 
     family = _load(options.model)
-    with _progress(Console(stderr=True)) as progress:
+    with terminal.progress() as progress:
         task = progress.add_task(family.name, total=options.trials)
         found = search.search(
             family.num_layers,
@@ -141,20 +143,18 @@ def search_skips(options: argparse.Namespace) -> None:
             name=family.name,
             tick=partial(progress.advance, task),
         )
-    _print(f"{found.spec}\npredicted speed-up {found.predicted_speedup:.3f} after {found.trials} trials")
+    terminal.echo(f"{found.spec}\npredicted speed-up {found.predicted_speedup:.3f} after {found.trials} trials")
 
 
 def search_heads(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from elvi.bench import heads
 
     family = _load(options.model)
-    with _progress(Console(stderr=True)) as progress:
+    with terminal.progress() as progress:
         task = progress.add_task(family.name, total=options.clips)
         scores = heads.count(family, clips=options.clips, seed=options.seed, tick=partial(progress.advance, task))
     path = heads.save(scores, family.name, options.out)
-    _print(f"{heads.summary(scores)}\n{path}")
+    terminal.echo(f"{heads.summary(scores)}\n{path}")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -162,9 +162,11 @@ def demo(options: argparse.Namespace) -> None:
 
     family = _load(demo.MODEL)
     for scene in demo.SCENES:
-        _print(f"[bold]{scene.path.name}[/bold]: {scene.seconds} seconds, {family.name}, {family.attention_kernel}\n")
-        _print(tables.answers(demo.compare(family, scene)))
-        _print("")
+        terminal.echo(
+            f"[bold]{scene.path.name}[/bold]: {scene.seconds} seconds, {family.name}, {family.attention_kernel}\n"
+        )
+        terminal.echo(tables.answers(demo.compare(family, scene)))
+        terminal.echo("")
 
 
 def _speed(options: argparse.Namespace) -> None:
@@ -192,19 +194,6 @@ def _quiet() -> None:
     hub.set_verbosity_error()
 
 
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, width=None if sys.stdout.isatty() else PAGE).print(what)
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="elvi", description="Efficient large vision-language inference.")
     parser.set_defaults(when_interrupted="")
@@ -212,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     _list_parser(commands)
     _run_parser(commands)
     _bench_parser(commands)
+    related.add_train(commands)
     _search_parser(commands)
     command = commands.add_parser("demo", help="one composed plan next to the unmodified model, on a shipped clip")
     command.set_defaults(command=demo)

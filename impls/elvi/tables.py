@@ -10,10 +10,13 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from elvi.related import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from elvi.bench.results import Results, Spread
+    from elvi.related import Table as Related
 
 SEAMS = {
     "encoded": "visual tokens from the encoder",
@@ -33,18 +36,40 @@ def techniques(rows: Iterable[dict[str, str]]) -> Table:
 
 def technique(name: str, cls: type[Any]) -> Group:
     """`elvi show`: docstring, fields with defaults, what it needs and breaks, and how to run it."""
-    fields = _table("field", "type", "default")
-    for field in dataclasses.fields(cls):
-        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-        fields.add_row(field.name, escape(str(field.type)), escape(default))
     facts = _table("", "")
     for label, values in (("needs that", cls.needs), ("ends that", cls.breaks)):
         for fact in sorted(values, key=lambda fact: fact.name):
             facts.add_row(label, fact.value)
     answer = "is the unmodified model's" if cls().lossless else "may differ from the unmodified model's"
     facts.add_row("the answer", answer)
-    text = inspect.getdoc(inspect.getmodule(cls)) or ""
-    return Group(escape(text), "", fields, facts, "", f"elvi run {name} --sample 10000 --baseline")
+    return Group(_doc(cls), "", _fields(cls), facts, "", f"elvi run {name} --sample 10000 --baseline")
+
+
+def system(name: str, cls: type[Any]) -> Group:
+    """`elvi show` of a related system: docstring, fields with defaults, and how to run it."""
+    return Group(_doc(cls), "", _fields(cls), "", f"elvi run {name}")
+
+
+def related(table: Related) -> Group:
+    """One table of a related system."""
+    made = _table(*table.columns)
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for row in table.rows:
+        made.add_row(*(escape(shown(value)) for value in row))
+    return Group(f"[bold]{escape(table.title)}[/bold]", made, escape(table.note), *[""] * bool(table.note))
+
+
+def _doc(cls: type[Any]) -> str:
+    return escape(inspect.getdoc(inspect.getmodule(cls)) or "")
+
+
+def _fields(cls: type[Any]) -> Table:
+    fields = _table("field", "type", "default")
+    for field in dataclasses.fields(cls):
+        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+        fields.add_row(field.name, escape(str(field.type)), escape(default))
+    return fields
 
 
 def answers(result: dict[str, Any]) -> Group:

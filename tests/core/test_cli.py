@@ -40,7 +40,7 @@ def refused(capsys, *arguments):
 def test_list_names_every_technique_with_stage_and_summary(capsys):
     _, out, _ = run(capsys, "list", "--json")
     rows = json.loads(out)
-    assert [row["id"] for row in rows] == discover.list_techniques()
+    assert [row["id"] for row in rows] == discover.list_all()
     assert {"id": "fastv", "stage": "prefill", "summary": discover.summary_of("fastv")} in rows
     assert all(row["summary"].endswith(".") for row in rows)
 

@@ -122,10 +122,38 @@ def test_a_module_without_a_record_is_reported(tree: Path, put) -> None:
     assert str(problem).startswith("impls/elvi/decode/lone_thing.py:1:1 record-missing catalog/lone-thing.yaml")
 
 
+SYSTEM = '''"""Lone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lone:
+    """A system."""
+
+    size: int = 1
+
+    def bench(self, tick):
+        """Measure."""
+'''
+
+
 def test_a_related_technique_is_a_package(tree: Path, put) -> None:
-    put({"impls/elvi/related/lone_thing/__init__.py": '"""Lone."""\n'})
+    put({"impls/elvi/related/lone_thing/__init__.py": SYSTEM})
     [problem] = check(tree)
     assert (problem.file, problem.code) == ("impls/elvi/related/lone_thing/__init__.py", "record-missing")
+
+
+def test_a_related_package_without_a_system_breaks_the_contract(tree: Path, put) -> None:
+    put({"impls/elvi/related/lone_thing/__init__.py": '"""Lone."""\n'})
+    assert {problem.code for problem in check(tree)} == {"record-missing", "code-contract"}
+
+
+@pytest.mark.parametrize(("folder", "codes"), [("related", []), ("tiny", ["results-misfiled"])])
+def test_tables_stand_in_the_folder_of_related_systems(tree: Path, put, folder: str, codes: list[str]) -> None:
+    tables = {key: value for key, value in GOOD_RESULT.items() if key != "model"} | {"tables": []}
+    put({f"results/cpu-a/{folder}/fast-thing.json": json.dumps(tables)})
+    assert [problem.code for problem in check(tree)] == codes
 
 
 def test_a_module_in_the_wrong_stage_is_reported(tree: Path) -> None:

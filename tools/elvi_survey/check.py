@@ -105,7 +105,10 @@ def _contract(root: Path, stage: str, id_: str, path: Path, facts: dict[str, str
 
 
 def _results(root: Path, catalog: Catalog, known: set[str]) -> Iterator[Problem]:
-    """results/<hardware>/<model>/<technique>.json: readable, of our schema, of a runnable record, where it says."""
+    """results/<hardware>/<model>/<technique>.json: readable, of our schema, of a runnable record, where it says.
+
+    Those of a related system have no model, and stand in `related` instead.
+    """
     for path in sorted((root / "results").glob("**/*.json")):
         if path.name == "speed.json":  # ratios of elvi itself, not of a technique
             continue
@@ -127,7 +130,7 @@ def _result_problem(path: Path, catalog: Catalog, known: set[str]) -> tuple[str,
         return "results-schema", f"schema {found!r} is not {RESULTS_SCHEMA}", "measure again with `elvi bench`"
     hardware, model = data.get("hardware"), data.get("model")
     machine = hardware.get("id") if isinstance(hardware, dict) else None
-    name = str(model.get("name") if isinstance(model, dict) else None)
+    name = str(model.get("name") if isinstance(model, dict) else "related" if "tables" in data else None)
     id_ = path.stem
     if (machine, name.replace("/", "--"), data.get("technique")) != (path.parent.parent.name, path.parent.name, id_):
         message = f"the file says technique {data.get('technique')!r} with {name!r} on {machine!r}"

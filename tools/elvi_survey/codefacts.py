@@ -12,6 +12,7 @@ from elvi_survey.load import read_text
 from elvi_survey.marked import MarkedError
 
 STAGES = ("encode", "prefill", "decode", "serve")
+RELATED = "related"  # stage of the systems with models of their own
 FACTS = "impls/elvi/core/facts.py"
 
 
@@ -103,7 +104,7 @@ def module_files(root: Path) -> Iterator[tuple[str, str, Path]]:
         for path in sorted((root / "impls/elvi" / stage).glob("[!_]*.py")):
             yield stage, path.stem.replace("_", "-"), path
     for path in sorted((root / "impls/elvi/related").glob("[!_]*/__init__.py")):
-        yield "related", path.parent.name.replace("_", "-"), path
+        yield RELATED, path.parent.name.replace("_", "-"), path
 
 
 def read_techniques(root: Path) -> dict[str, Technique]:
@@ -118,9 +119,11 @@ def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
     doc = ast.get_docstring(tree)
     if not doc:
         raise CodeFactsError(file, 1, "the module has no docstring", "begin it with one sentence on the paper's idea")
-    nodes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_technique(node)]
-    if not nodes and stage != "related":
-        fix = "write `@dataclass(frozen=True)` above a class with `needs` and `breaks`"
+    mark = "bench" if stage == RELATED else "needs"
+    nodes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_technique(node, mark)]
+    if not nodes:
+        parts = "`run`, `bench` and `train`" if stage == RELATED else "`needs` and `breaks`"
+        fix = f"write `@dataclass(frozen=True)` above a class with {parts}"
         raise CodeFactsError(file, 1, "the module has no public technique class", fix)
     try:
         classes = [_class(node, source.splitlines()) for node in nodes]
@@ -161,15 +164,16 @@ def _parse(root: Path, file: str) -> tuple[str, ast.Module]:
         raise CodeFactsError(file, 1, "the file is not Python", "correct the syntax") from None
 
 
-def _is_technique(node: ast.ClassDef) -> bool:
-    """A public frozen dataclass that declares what it needs."""
+def _is_technique(node: ast.ClassDef, mark: str) -> bool:
+    """A public frozen dataclass with an attribute or method `mark`: what it needs, or the experiment of a system."""
     frozen = any(
         isinstance(call, ast.Call)
         and ast.unparse(call.func).endswith("dataclass")
         and any(word.arg == "frozen" and ast.unparse(word.value) == "True" for word in call.keywords)
         for call in node.decorator_list
     )
-    return frozen and not node.name.startswith("_") and _attribute(node, "needs") is not None
+    methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+    return frozen and not node.name.startswith("_") and (mark in methods or _attribute(node, mark) is not None)
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> ClassFacts:

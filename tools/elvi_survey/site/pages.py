@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from elvi_survey.codefacts import Technique
+from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
 from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.figures import Request, acts_at
@@ -137,7 +137,9 @@ def _papers(catalog: Catalog) -> Page:
 
 
 def compare(sources: Sources, stage: Stage, category: Category) -> Comparison | None:
-    """The techniques of a category side by side, if they have been measured."""
+    """The techniques of a category side by side, if they have been measured; each related system has its own tables."""
+    if stage.id == RELATED:
+        return None
     return comparison(sources, category, sorted(r.id for r in sources.catalog.in_path(stage.id, category.id)))
 
 
@@ -191,6 +193,7 @@ def _record(sources: Sources, record: Record) -> Page:
     context = {
         "record": record,
         "code": code,
+        "system": record.stage == RELATED,
         "facts": sources.facts,
         "results": sources.results.get(record.id, []),
         "compared": _compared_from(sources, record),
@@ -225,7 +228,11 @@ def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[t
             ("fields", "Fields and defaults", fields),
             ("cost", "Quality and cost", runs),
             ("reported", "Reported numbers", bool(record.claims)),
-            ("compose", "Composition", runs or bool(record.needs or record.conflicts or record.relations)),
+            (
+                "compose",
+                "Composition",
+                (runs and record.stage != RELATED) or bool(record.needs or record.conflicts or record.relations),
+            ),
             ("source", "Source and tests", runs),
             ("cite", "Cite", True),
         ]

@@ -1,6 +1,7 @@
 """Results files as the pages need them: every printed number keeps the address of the value it came from.
 
 An address is `<hardware>/<model>/<technique>#<key>/<key>/…`, the file under `results/` and the path inside its JSON.
+Files of related systems stand in `related` instead of a model's folder and hold tables instead of cells.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from elvi.related import shown
 from elvi_survey.site.errors import SiteError
 
 SCHEMA = 1
@@ -57,6 +59,7 @@ FORMS = {
     "count": lambda value: f"{value:,.1f}".removesuffix(".0"),
     "commit": lambda value: str(value)[:7],
     "list": lambda value: ", ".join(map(str, value)),
+    "cell": shown,
     "setting": lambda value: ", ".join(f"{key} = {item}" for key, item in value.items()) or "defaults",
 }
 
