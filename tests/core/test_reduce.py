@@ -81,3 +81,26 @@ def test_tower_attention_that_a_model_cannot_offer_is_refused_in_a_sentence():
     tiled = noise_clip(1, still=True, size=(84, 60))
     with pytest.raises(FitError, match="tiled images"):
         prefill(Run(family, Plan(AsksTheTower())), tiled, QUESTION)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Notes the clip that it was shown."""
+
+    at: Encoded | Layer
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = True
+    notes: list = field(default_factory=list, hash=False)
+
+    def reduce(self, tokens, seen):
+        self.notes.append(seen.clip)
+        return tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("at", [Encoded(), Layer(0)])
+def test_reducers_before_the_model_see_the_frames_that_were_encoded(at):
+    family, looks, clip = random_family("qwen2_5_vl"), Looks(at), noise_clip()
+    prefill(Run(family, Plan(looks)), clip, QUESTION)
+    assert (looks.notes[0].frames == family.steps(clip).frames).all()

@@ -123,11 +123,12 @@ def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Te
     if clip is not None:
         with meter.time("encode"):
             encoding = family.encode(clip, run.plan.tower_layers)
-        slots, visual = encoding.slots, family.project(reduce_encoded(run, encoding, question))
+        slots, visual = encoding.slots, family.project(reduce_encoded(run, encoding, clip, question))
     with meter.time("prefill"):
         prompt = family.prompt(question, clip, slots)
         run.extend(prompt.layout)
         run.asked(question, prompt.question_rows)
+        run.clip = clip
         hidden = walk(prompt.fill(visual), run)
         logits = family.head(hidden[-1:])[0]
     run.commit()

@@ -35,7 +35,7 @@ class Pieces:
         run, family = self.run, self.run.family
         with run.meter.time("encode"):
             encoding = family.encode(clip, run.plan.tower_layers)
-        visual = family.project(reduce_encoded(run, encoding, None))
+        visual = family.project(reduce_encoded(run, encoding, clip, None))
         self.slots = family.joined(self.slots, encoding.slots, clip)
         self.times, self.still = np.concatenate([self.times, clip.times]), clip.still
         with run.meter.time("prefill"):
@@ -73,12 +73,12 @@ class Pieces:
         return copied
 
 
-def reduce_encoded(run: Run, encoding: Encoding, question: str | None) -> Tokens:
+def reduce_encoded(run: Run, encoding: Encoding, clip: Clip, question: str | None) -> Tokens:
     """What techniques leave of the tokens that came from the vision tower."""
     visual, counts = encoding.tokens, run.meter.visual_tokens
     counts["encoded"] = counts.get("encoded", 0) + len(visual)
     run.meter.tower_flops += encoding.flops
-    seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower)
+    seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower, clip=clip)
     with run.meter.time("select"):
         for reducer in run.plan.encoded:
             visual = reducer.reduce(visual, seen)

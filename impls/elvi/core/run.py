@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from elvi.core.plan import Plan
     from elvi.core.tokens import Tokens
     from elvi.families.family import Family
+    from elvi.media import Clip
 
 
 class Run:
@@ -35,6 +36,7 @@ class Run:
         nothing = torch.empty(0, dtype=torch.long, device=family.device)
         self.layout = _bare(family.text_tokens(nothing, nothing, nothing))
         self.question: str | None = None
+        self.clip: Clip | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
         self.skip: Skip | None = None  # None: nothing is skipped, and what is read counts

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from elvi.core.store import LayerStore
     from elvi.core.tokens import Tokens
     from elvi.families.family import Family
+    from elvi.media import Clip
 
 Phase = Literal["piece", "prompt", "answer"]
 
@@ -24,8 +25,9 @@ class Seen:
     """What a Reduce may look at besides the tokens themselves.
 
     question: its text, or None; question_index: ascending index of the question's tokens in the row (empty before the
-    prompt is assembled); tower: attention inside the vision tower (at Encoded only); query [Hq, N, d], key [H, N, d]:
-    post-RoPE projections of the layer before (at Layer(k) with k > 0 only).
+    prompt is assembled); clip: the frames that the model saw (None for text alone, and in a stream at Layer(k));
+    tower: attention inside the vision tower (at Encoded only); query [Hq, N, d], key [H, N, d]: post-RoPE projections
+    of the layer before (at Layer(k) with k > 0 only).
     """
 
     question: str | None
@@ -34,6 +36,7 @@ class Seen:
     query: Tensor | None = None
     key: Tensor | None = None
     scaling: float = 1.0
+    clip: Clip | None = None
 
     def attention(self, rows: Tensor) -> Tensor:
         """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""
