@@ -104,3 +104,51 @@ def test_reducers_before_the_model_see_the_frames_that_were_encoded(at):
     family, looks, clip = random_family("qwen2_5_vl"), Looks(at), noise_clip()
     prefill(Run(family, Plan(looks)), clip, QUESTION)
     assert (looks.notes[0].frames == family.steps(clip).frames).all()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Merges neighbours in pairs, or drops every second visual token; positions as asked."""
+
+    at: Encoded | Layer
+    positions: str = "original"
+    merges: bool = False
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = False
+
+    def reduce(self, tokens, seen):
+        visual = tokens.visual.nonzero()[:, 0]
+        stays = ~tokens.visual
+        stays[visual[::2]] = True
+        return tokens.merge(stays.cumsum(0) - 1, stays.nonzero()[:, 0]) if self.merges else tokens.keep(stays)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("at", [Encoded(), Layer(0)])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_compact_positions_have_no_gap_and_the_answer_counts_on_from_them(kind, at):
+    family = random_family(kind)
+    run = Run(family, Plan(Halves(at, "compact")))
+    prefill(run, noise_clip(), QUESTION)
+    kept = run.store.layers[0].row[0]
+    position = run.layout.position[:, kept]
+    assert torch.equal(position, run.layout.keep(kept).compact().position)
+    assert run.next_position == int(position[0, -1]) + 1
+    if kind == "llava":
+        assert position[0].tolist() == list(range(len(kept)))
+        plain = Run(family, Plan(Halves(at)))
+        prefill(plain, noise_clip(), QUESTION)
+        assert plain.next_position == len(plain.layout) > run.next_position
+
+
+@torch.inference_mode()
+def test_masses_of_merged_tokens_are_known_to_the_run():
+    run = Run(random_family("llava"), Plan(Halves(Layer(1), merges=True)))
+    prefill(run, noise_clip(), QUESTION)
+    assert float(run.layout.mass[run.store.layers[1].row[0]].sum()) == len(run.layout)
+
+
+def test_compact_positions_are_refused_in_a_stream():
+    with pytest.raises(FitError, match="stream"):
+        Plan(Halves(Layer(0), "compact")).check(random_family("llava"), stream=True)

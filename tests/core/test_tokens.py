@@ -57,3 +57,23 @@ def test_top_breaks_ties_by_the_lowest_index():
 )
 def test_budget_rounds_half_up(ratio, total, count):
     assert budget(ratio, total) == count
+
+
+def test_compact_closes_the_gaps_of_one_axis():
+    row = tokens(8).keep(torch.tensor([0, 2, 5, 7]))
+    left = Tokens(row.hidden, row.position[:1], row.token, row.cell, row.mass, row.row).compact()
+    assert left.position.tolist() == [[0, 1, 2, 3]]
+    assert left.row.tolist() == [0, 2, 5, 7]
+
+
+def test_compact_ranks_every_axis_of_a_picture_and_lets_text_count_on():
+    cell = torch.tensor([[-1] * 3] * 2 + [[0, 0, 1], [0, 2, 3], [4, 2, 1]] + [[-1] * 3] * 2)
+    position = torch.where(cell < 0, torch.tensor([0, 1, 0, 0, 0, 9, 10])[:, None], 2 + cell).mT
+    row = Tokens(torch.zeros(7, 2), position, torch.arange(7), cell, torch.ones(7), torch.arange(7)).compact()
+    assert row.position[:, :2].tolist() == [[0, 1]] * 3
+    assert row.position[:, 2:5].tolist() == [[2, 2, 3], [2, 3, 3], [2, 3, 2]]
+    assert row.position[:, 5:].tolist() == [[4, 5]] * 3
+
+
+def test_compact_changes_nothing_where_there_is_no_gap():
+    assert torch.equal(tokens().compact().position, tokens().position)

@@ -59,6 +59,11 @@ class Plan:
         return all(technique.lossless for technique in self.techniques)
 
     @property
+    def compacts(self) -> bool:
+        """Whether the tokens that reach the language model are numbered anew, without gaps."""
+        return any(getattr(reducer, "positions", "original") == "compact" for reducer in [*self.encoded, *self.layered])
+
+    @property
     def tower_layers(self) -> set[int]:
         return {layer for reducer in self.encoded for layer in getattr(reducer, "tower_layers", ())}
 
@@ -121,6 +126,11 @@ class Plan:
                         other,
                     )
             broken |= {fact: technique for fact in technique.breaks if fact not in broken}
+        if stream and self.compacts:
+            raise FitError(
+                "Positions without gaps were asked for in a stream, where what comes later is numbered on from all "
+                "that was shown: use positions=original."
+            )
         self._check_rolling()
         for technique in self.techniques:
             if isinstance(technique, Fit):

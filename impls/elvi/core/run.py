@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 class Run:
     """One generation in progress: the cache, what is in flight, and what has been measured.
 
-    `layout` is the whole prompt before anything was dropped: positions and cells by row number. Noted only for
-    techniques that ask for it (see Accept and Drafter in the seams): `entered`, the prompt as the language model got
-    it; `watched`, the tokens of the latest forward as they left a layer; `question_attention` [N], what the question's
-    rows pay each row of the prompt, mean over layers, heads and those rows.
+    `layout` is the whole prompt, what was dropped included: positions and cells by row number, and the mass that each
+    row has been given. Noted only for techniques that ask for it (see Accept and Drafter in the seams): `entered`, the
+    prompt as the language model got it; `watched`, the tokens of the latest forward as they left a layer;
+    `question_attention` [N], what the question's rows pay each row of the prompt, mean over layers, heads and those
+    rows.
     """
 
     def __init__(self, family: Family, plan: Plan) -> None:
@@ -62,6 +64,13 @@ class Run:
         # As `model.generate` counts: on from the last token, though the time axis of a long clip may have run ahead.
         self.next_position = int(layout.position[0, -1]) + 1
         self.next_row = len(self.layout)
+
+    def placed(self, tokens: Tokens) -> None:
+        """Take note of the positions and masses that techniques left the prompt's tokens with."""
+        position, mass = self.layout.position.clone(), self.layout.mass.clone()
+        position[:, tokens.row], mass[tokens.row] = tokens.position, tokens.mass
+        self.layout = replace(self.layout, position=position, mass=mass)
+        self.next_position = int(tokens.position[0, -1]) + 1
 
     def asked(self, question: str, rows: Tensor) -> None:
         """Take note of the question, which stands in these rows of the prompt."""

@@ -64,7 +64,11 @@ class SelectFrames(Protocol):
 
 @runtime_checkable
 class Reduce(Protocol):
-    """Drop or merge visual tokens at `at`; text tokens come back untouched. `tower_layers`: see Seen.tower."""
+    """Drop or merge visual tokens at `at`; text tokens come back untouched. `tower_layers`: see Seen.tower.
+
+    With an attribute `positions` of "compact" (else "original"), what is left before the language model is numbered
+    anew, as if what was dropped had never been there.
+    """
 
     @property
     def at(self) -> Encoded | Layer: ...

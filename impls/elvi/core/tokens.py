@@ -7,6 +7,7 @@ Hq query heads, Q query rows, K cached keys, d head width, L layers, V vocabular
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,6 +68,24 @@ class Tokens:
             torch.cat([self.mass, later.mass]),
             torch.cat([self.row, later.row]),
         )
+
+    def compact(self) -> Tokens:
+        """Numbered anew, without gaps: text counts on from what stands before it.
+
+        On every axis a picture's positions become their ranks, counted on from the text before it; the text after it
+        begins one above the highest of them.
+        """
+        position, following = self.position.clone(), int(self.position[0, 0])
+        ends = [*(self.visual[1:] != self.visual[:-1]).nonzero()[:, 0] + 1, len(self)]
+        for start, stop in pairwise([0, *map(int, ends)]):
+            span = position[:, start:stop]
+            if self.visual[start]:
+                span = torch.stack([axis.unique(return_inverse=True)[1] for axis in span])
+            else:
+                span = torch.arange(stop - start, device=span.device).expand_as(span)
+            position[:, start:stop] = following + span
+            following += int(span.max()) + 1
+        return replace(self, position=position)
 
     def merge(self, group: Tensor, anchor: Tensor, weight: Tensor | None = None) -> Tokens:
         """Sum tokens of one group into one token that stands at its anchor.

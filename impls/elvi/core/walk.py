@@ -35,6 +35,10 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
         if run.prefilling:
             if run.plan.reducers_at(index):
                 tokens = _reduce(tokens, index, run)
+            if index == 0 and run.plan.compacts:
+                tokens = tokens.compact()
+            if index == 0 or run.plan.reducers_at(index):
+                run.placed(tokens)
                 embeddings = _rotary(text, tokens)
             run.meter.layer(len(tokens), int(tokens.visual.sum()), run.store.layers[index].length)
         run.store.rows = tokens.row
