@@ -152,3 +152,35 @@ def test_masses_of_merged_tokens_are_known_to_the_run():
 def test_compact_positions_are_refused_in_a_stream():
     with pytest.raises(FitError, match="stream"):
         Plan(Halves(Layer(0), "compact")).check(random_family("llava"), stream=True)
+
+
+@dataclass(frozen=True)
+class LooksAhead:
+    """Notes which layer it stands before, how many visual tokens entered the first one, and the attention ahead."""
+
+    at: ClassVar[Layer] = Layer(1, 1)
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = True
+    ahead: dict = field(default_factory=dict, hash=False)
+    behind: dict = field(default_factory=dict, hash=False)
+    entered: list = field(default_factory=list, hash=False)
+
+    def reduce(self, tokens, seen):
+        rows = torch.arange(len(tokens))
+        self.ahead[seen.layer] = seen.attention_ahead(tokens, rows)
+        self.behind[seen.layer - 1] = seen.attention(rows)
+        self.entered.append(seen.entered)
+        return tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava_onevision", "llava"])
+def test_attention_ahead_is_what_the_next_layer_computes(kind):
+    looks, half = LooksAhead(), Halves(Layer(0))
+    run = Run(random_family(kind, layers=4), Plan(half, looks))
+    prefill(run, noise_clip(), QUESTION)
+    assert list(looks.ahead) == [1, 2, 3]
+    assert looks.entered == [run.meter.layer_visual_tokens[0]] * 3
+    for layer in (1, 2):
+        torch.testing.assert_close(looks.ahead[layer], looks.behind[layer], rtol=1e-5, atol=1e-6)

@@ -27,7 +27,8 @@ class Seen:
     question: its text, or None; question_index: ascending index of the question's tokens in the row (empty before the
     prompt is assembled); clip: the frames that the model saw (None for text alone, and in a stream at Layer(k));
     tower: attention inside the vision tower (at Encoded only); query [Hq, N, d], key [H, N, d]: post-RoPE projections
-    of the layer before (at Layer(k) with k > 0 only).
+    of the layer before (at Layer(k) with k > 0 only). At Layer(k) also layer: k, family, and entered: how many visual
+    tokens the first layer read (at Layer(k) with k > 0, of a prompt read in one piece).
     """
 
     question: str | None
@@ -37,12 +38,23 @@ class Seen:
     key: Tensor | None = None
     scaling: float = 1.0
     clip: Clip | None = None
+    layer: int = 0
+    family: Family | None = None
+    entered: int = 0
 
     def attention(self, rows: Tensor) -> Tensor:
         """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""
         assert self.query is not None, "attention exists from layer 1 on"
         assert self.key is not None
         return attention_rows(self.query[:, rows], self.key, rows, self.scaling)
+
+    def attention_ahead(self, tokens: Tokens, rows: Tensor) -> Tensor:
+        """What `attention` would be in the layer that is about to read these tokens: [Hq, R, N]."""
+        assert self.family is not None, "layers are known from Layer(0) on"
+        hidden = self.family.text.layers[self.layer].input_layernorm(tokens.hidden)
+        query = self.family.queries(self.layer, hidden[rows], tokens.position[:, rows])
+        key = self.family.keys(self.layer, hidden, tokens.position)
+        return attention_rows(query, key, rows, self.family.scaling)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,17 @@ def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
                 left = torch.searchsorted(rows, tokens.row)
                 rows, query, key = tokens.row, query[:, left], key[:, left]
             question = torch.isin(tokens.row, run.question_rows).nonzero()[:, 0]
-            seen = Seen(run.question, question, query=query, key=key, scaling=scaling, clip=run.clip)
+            seen = Seen(
+                run.question,
+                question,
+                query=query,
+                key=key,
+                scaling=scaling,
+                clip=run.clip,
+                layer=index,
+                family=run.family,
+                entered=run.meter.layer_visual_tokens[0] if index else 0,
+            )
             tokens = reducer.reduce(tokens, seen)
         run.last = None
     return tokens

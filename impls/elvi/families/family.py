@@ -139,9 +139,16 @@ class Family:
     def queries(self, layer: int, hidden: Tensor, position: Tensor) -> Tensor:
         """Queries [Hq, n, d] that a layer's attention asks for its normed inputs [n, D] at rotary positions [P, n]."""
         attention = self.text.layers[layer].self_attn
-        query = attention.q_proj(hidden).view(len(hidden), -1, self.head_dim)
-        query = attention.q_norm(query) if hasattr(attention, "q_norm") else query
-        return self.rotate(query.transpose(0, 1), position)
+        return self._projected(attention.q_proj, getattr(attention, "q_norm", None), hidden, position)
+
+    def keys(self, layer: int, hidden: Tensor, position: Tensor) -> Tensor:
+        """Keys [H, n, d] that a layer's attention makes of its normed inputs [n, D] at rotary positions [P, n]."""
+        attention = self.text.layers[layer].self_attn
+        return self._projected(attention.k_proj, getattr(attention, "k_norm", None), hidden, position)
+
+    def _projected(self, linear: nn.Module, norm: nn.Module | None, hidden: Tensor, position: Tensor) -> Tensor:
+        heads = linear(hidden).view(len(hidden), -1, self.head_dim)
+        return self.rotate((heads if norm is None else norm(heads)).transpose(0, 1), position)
 
     def rotate(self, x: Tensor, position: Tensor, back: bool = False) -> Tensor:
         """x [H, n, d] turned to rotary positions [P, n] or [P, H, n], or back from there."""
