@@ -184,3 +184,38 @@ def test_attention_ahead_is_what_the_next_layer_computes(kind):
     assert looks.entered == [run.meter.layer_visual_tokens[0]] * 3
     for layer in (1, 2):
         torch.testing.assert_close(looks.ahead[layer], looks.behind[layer], rtol=1e-5, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """Notes the tower's statistics of its tokens, and counts in its memory how often it was asked."""
+
+    at: Encoded | Layer
+    tower_layers: ClassVar[tuple[int, ...]] = (-1,)
+    needs: ClassVar[frozenset] = frozenset()
+    breaks: ClassVar[frozenset] = frozenset()
+    lossless: ClassVar[bool] = True
+    notes: list = field(default_factory=list, hash=False)
+
+    def reduce(self, tokens, seen):
+        seen.memory["calls"] = seen.memory.get("calls", 0) + 1
+        received = seen.tower.received(-1)[tokens.row[tokens.visual]] if seen.tower else None
+        self.notes.append((seen.memory["calls"], received))
+        return tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava", "llava_onevision"])
+def test_the_tower_is_seen_before_the_first_layer_as_it_is_behind_the_tower(kind):
+    first, later = Recalls(Encoded()), Recalls(Layer(0))
+    prefill(Run(random_family(kind), Plan(Halves(Encoded()), first, later)), noise_clip(), QUESTION)
+    assert torch.equal(first.notes[0][1], later.notes[0][1])
+
+
+@torch.inference_mode()
+def test_a_reducer_remembers_from_layer_to_layer_and_forgets_between_runs():
+    often = Recalls(Layer(0, every=1))
+    for _ in range(2):
+        prefill(Run(random_family("llava"), Plan(often)), noise_clip(), QUESTION)
+    assert [calls for calls, _ in often.notes] == [1, 2, 3] * 2
+    assert [received is None for _, received in often.notes] == [False, True, True] * 2

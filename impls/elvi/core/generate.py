@@ -119,7 +119,7 @@ def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Te
         for step in range(len(family.one_per_step(clip))):
             pieces.read(family.take_steps(clip, np.array([step])))
         return clip, pieces.ask(question)
-    slots, visual = None, None
+    encoding, slots, visual = None, None, None
     if clip is not None:
         with meter.time("encode"):
             encoding = family.encode(clip, run.plan.tower_layers)
@@ -129,6 +129,8 @@ def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Te
         run.extend(prompt.layout)
         run.asked(question, prompt.question_rows)
         run.clip = clip
+        if encoding is not None and run.plan.tower_layers:
+            run.tower = encoding.tower.spread(prompt.layout.visual.nonzero()[:, 0], len(prompt.layout))
         hidden = walk(prompt.fill(visual), run)
         logits = family.head(hidden[-1:])[0]
     run.commit()

@@ -65,7 +65,8 @@ class Plan:
 
     @property
     def tower_layers(self) -> set[int]:
-        return {layer for reducer in self.encoded for layer in getattr(reducer, "tower_layers", ())}
+        reducers = [*self.encoded, *self.layered]
+        return {layer for reducer in reducers for layer in getattr(reducer, "tower_layers", ())}
 
     @property
     def streams(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elvi.core.meter import Meter
 from elvi.core.store import Store
-from elvi.core.views import LayerView, Phase, Skip
+from elvi.core.views import LayerView, Phase, Skip, TowerView
 
 if TYPE_CHECKING:
     from elvi.core.plan import Plan
@@ -39,6 +39,7 @@ class Run:
         self.layout = _bare(family.text_tokens(nothing, nothing, nothing))
         self.question: str | None = None
         self.clip: Clip | None = None
+        self.tower: TowerView | None = None
         self.question_rows = torch.empty(0, dtype=torch.long)
         self.tree: Tensor | None = None
         self.skip: Skip | None = None  # None: nothing is skipped, and what is read counts

@@ -26,9 +26,10 @@ class Seen:
 
     question: its text, or None; question_index: ascending index of the question's tokens in the row (empty before the
     prompt is assembled); clip: the frames that the model saw (None for text alone, and in a stream at Layer(k));
-    tower: attention inside the vision tower (at Encoded only); query [Hq, N, d], key [H, N, d]: post-RoPE projections
-    of the layer before (at Layer(k) with k > 0 only). At Layer(k) also layer: k, family, and entered: how many visual
-    tokens the first layer read (at Layer(k) with k > 0, of a prompt read in one piece).
+    tower: attention inside the vision tower, indexed by `tokens.row` (at Encoded, and at Layer(0) of a prompt read in
+    one piece); query [Hq, N, d], key [H, N, d]: post-RoPE projections of the layer before (at Layer(k) with k > 0
+    only). At Layer(k) also layer: k, family, entered: how many visual tokens the first layer read (at Layer(k) with
+    k > 0, of a prompt read in one piece), and memory: what this technique remembers for the length of the run.
     """
 
     question: str | None
@@ -41,6 +42,7 @@ class Seen:
     layer: int = 0
     family: Family | None = None
     entered: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def attention(self, rows: Tensor) -> Tensor:
         """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""
@@ -69,6 +71,15 @@ class TowerView:
     cls: dict[int, Tensor] = field(default_factory=dict)
     mean: dict[int, Tensor] = field(default_factory=dict)
     key: dict[int, Tensor] = field(default_factory=dict)
+
+    def spread(self, place: Tensor, total: int) -> TowerView:
+        """The same with `total` rows, of which those at `place` [N] are these and the others zero."""
+
+        def wide(values: Tensor) -> Tensor:
+            return values.new_zeros(total, *values.shape[1:]).index_copy_(0, place, values)
+
+        groups = (self.cls, self.mean, self.key)
+        return TowerView(self.has_cls, *({layer: wide(values) for layer, values in group.items()} for group in groups))
 
     def cls_attention(self, layer: int) -> Tensor:
         return self._of(self.cls, layer)

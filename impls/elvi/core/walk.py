@@ -88,6 +88,7 @@ def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
             seen = Seen(
                 run.question,
                 question,
+                run.tower if index == 0 else None,
                 query=query,
                 key=key,
                 scaling=scaling,
@@ -95,6 +96,7 @@ def _reduce(tokens: Tokens, index: int, run: Run) -> Tokens:
                 layer=index,
                 family=run.family,
                 entered=run.meter.layer_visual_tokens[0] if index else 0,
+                memory=run.memory.setdefault((id(reducer), -1), {}),
             )
             tokens = reducer.reduce(tokens, seen)
         run.last = None
