@@ -156,3 +156,25 @@ class Copies:
 
     def heard(self, path):
         """It knows all it needs."""
+
+
+@torch.inference_mode()
+def hiding(run, clip: Clip | None = None):
+    """The unmodified model's own forward pass in which every layer reads only the rows that `run` cached there.
+
+    Rows are never dropped; what nobody reads any more makes no difference. The question is the clip's.
+    """
+    family, clip = run.family, clip or noise_clip()
+    layers = zip(family.text.layers, run.store.layers, strict=True)
+
+    def masked(rows: torch.Tensor):
+        keys = torch.zeros(len(run.layout), dtype=torch.bool).index_fill(0, rows, True)
+        mask = (keys[None] | torch.eye(len(keys), dtype=torch.bool)).tril()[None, None]
+        return lambda module, args, kwargs: (args, kwargs | {"attention_mask": mask})
+
+    hooks = [part.register_forward_pre_hook(masked(store.row[0]), with_kwargs=True) for part, store in layers]
+    try:
+        return family.model(**family.inputs(clip, clip.question), use_cache=True).logits[0, -1]
+    finally:
+        for hook in hooks:
+            hook.remove()
