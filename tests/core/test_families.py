@@ -92,6 +92,24 @@ def test_the_tower_is_seen_as_the_eager_kernel_sees_it(kind, has_cls):
         torch.testing.assert_close(view.cls_attention(-1), expected)
 
 
+@torch.inference_mode()
+def test_joint_class_attention_and_keys_of_all_heads_are_those_of_the_full_projections():
+    family, said = random_family("llava"), {}
+    clip, module = family.steps(noise_clip(2)), family.model.model.vision_tower.encoder.layers[-2].self_attn
+    projections = {"q": module.q_proj, "k": module.k_proj}
+    hooks = [
+        linear.register_forward_hook(lambda module, args, out, name=name: said.update({name: out}))
+        for name, linear in projections.items()
+    ]
+    view = family.encode(clip, {-2}).tower
+    for hook in hooks:
+        hook.remove()
+    expected = (said["q"][:, :1] @ said["k"].mT * said["k"].shape[-1] ** -0.5).softmax(-1)[:, 0, 1:]
+    torch.testing.assert_close(view.joint_cls_attention(-2), expected.flatten())
+    assert torch.equal(view.head_keys(-2).flatten(1), said["k"][:, 1:].flatten(0, 1))
+    torch.testing.assert_close(view.keys(-2), view.head_keys(-2).mean(1))
+
+
 class Watch:
     """Keeps everything and remembers the views."""
 

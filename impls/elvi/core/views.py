@@ -63,12 +63,14 @@ class Seen:
 class TowerView:
     """Attention inside the vision tower for the layers a plan asked for, one row of tokens over all frames.
 
-    cls_attention(l) [N]: what the class token pays each patch, summed over heads; received(l) [N]: mean attention each
-    token receives from its frame (or window), summed over heads; keys(l) [N, d]: head-mean keys before scaling.
+    cls_attention(l) [N]: what the class token pays each patch, mean over heads; joint_cls_attention(l) [N]: what it
+    would pay if all heads were one as wide as the tower; received(l) [N]: mean attention each token receives from its
+    frame (or window), mean over heads; keys(l) [N, d]: head-mean keys before scaling; head_keys(l) [N, heads, d].
     """
 
     has_cls: bool
     cls: dict[int, Tensor] = field(default_factory=dict)
+    joint: dict[int, Tensor] = field(default_factory=dict)
     mean: dict[int, Tensor] = field(default_factory=dict)
     key: dict[int, Tensor] = field(default_factory=dict)
 
@@ -84,10 +86,16 @@ class TowerView:
     def cls_attention(self, layer: int) -> Tensor:
         return self._of(self.cls, layer)
 
+    def joint_cls_attention(self, layer: int) -> Tensor:
+        return self._of(self.joint, layer)
+
     def received(self, layer: int) -> Tensor:
         return self._of(self.mean, layer)
 
     def keys(self, layer: int) -> Tensor:
+        return self.head_keys(layer).mean(1)
+
+    def head_keys(self, layer: int) -> Tensor:
         return self._of(self.key, layer)
 
     def _of(self, statistic: dict[int, Tensor], layer: int) -> Tensor:

@@ -28,7 +28,7 @@ class Probe:
     def __init__(self, modules: list[nn.Module], layers: Collection[int], has_cls: bool) -> None:
         self.has_cls = has_cls
         self._layer = {id(modules[layer]): layer for layer in layers}
-        self._records: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in layers}
+        self._records: dict[int, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
 
     def __enter__(self) -> Probe:
         self._token = WATCHING.set(self)
@@ -44,17 +44,26 @@ class Probe:
             return
         weights = (query.float() @ key.float().mT * scaling).softmax(-1).mean(1)
         skip = int(self.has_cls)
+        whole = key.transpose(1, 2)  # [B, n, heads, d]
+        joint = torch.einsum("bhd,bnhd->bn", query[:, :, 0].float(), whole.float())
+        joint *= (query.shape[1] * query.shape[3]) ** -0.5
         self._records[layer].append(
-            (weights[:, 0, skip:].flatten(), weights.mean(1)[:, skip:].flatten(), key.mean(1)[:, skip:].flatten(0, 1))
+            (
+                weights[:, 0, skip:].flatten(),
+                joint.softmax(-1)[:, skip:].flatten(),
+                weights.mean(1)[:, skip:].flatten(),
+                whole[:, skip:].flatten(0, 1),
+            )
         )
 
     def view(self, order: Tensor | None = None, unit: int = 1) -> TowerView:
         """Per token: `unit` consecutive patches are averaged into one token, then put in `order`."""
-        cls, mean, keys = {}, {}, {}
+        cls, joint, mean, keys = {}, {}, {}, {}
         for layer, records in self._records.items():
             joined = [torch.cat(parts).unflatten(0, (-1, unit)).mean(1) for parts in zip(*records)]
-            cls[layer], mean[layer], keys[layer] = joined if order is None else [part[order] for part in joined]
-        return TowerView(self.has_cls, cls if self.has_cls else {}, mean, keys)
+            joined = joined if order is None else [part[order] for part in joined]
+            cls[layer], joint[layer], mean[layer], keys[layer] = joined
+        return TowerView(self.has_cls, cls if self.has_cls else {}, joint if self.has_cls else {}, mean, keys)
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
