@@ -92,6 +92,15 @@ def test_the_tower_is_seen_as_the_eager_kernel_sees_it(kind, has_cls):
         torch.testing.assert_close(view.cls_attention(-1), expected)
 
 
+@pytest.mark.parametrize(("kind", "share", "number"), [("llava", 0.3, 1), ("llava", 0.5, 2), ("qwen2_5_vl", 0.5, 1)])
+@torch.inference_mode()
+def test_a_share_of_the_depth_is_the_nearest_block_that_sees_whole_frames(kind, share, number):
+    family = random_family(kind)
+    view = family.encode(family.steps(clip_for(kind, seconds=1)), {share, share + 0.01, number}).tower
+    assert torch.equal(view.received(share), view.received(number))
+    assert torch.equal(view.received(share + 0.01), view.received(number))
+
+
 @torch.inference_mode()
 def test_joint_class_attention_and_keys_of_all_heads_are_those_of_the_full_projections():
     family, said = random_family("llava"), {}

@@ -58,7 +58,7 @@ class RandomTokens(_Random):
         return self.of.at
 
     @property
-    def tower_layers(self) -> tuple[int, ...]:
+    def tower_layers(self) -> tuple[float, ...]:
         return getattr(self.of, "tower_layers", ())
 
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:

@@ -64,7 +64,7 @@ class Plan:
         return any(getattr(reducer, "positions", "original") == "compact" for reducer in [*self.encoded, *self.layered])
 
     @property
-    def tower_layers(self) -> set[int]:
+    def tower_layers(self) -> set[float]:
         reducers = [*self.encoded, *self.layered]
         return {layer for reducer in reducers for layer in getattr(reducer, "tower_layers", ())}
 

@@ -63,16 +63,18 @@ class Seen:
 class TowerView:
     """Attention inside the vision tower for the layers a plan asked for, one row of tokens over all frames.
 
+    A layer is a number (-1: the last) or a share of the tower's depth (0.25: a quarter of the way), as it was asked for.
+
     cls_attention(l) [N]: what the class token pays each patch, mean over heads; joint_cls_attention(l) [N]: what it
     would pay if all heads were one as wide as the tower; received(l) [N]: mean attention each token receives from its
     frame (or window), mean over heads; keys(l) [N, d]: head-mean keys before scaling; head_keys(l) [N, heads, d].
     """
 
     has_cls: bool
-    cls: dict[int, Tensor] = field(default_factory=dict)
-    joint: dict[int, Tensor] = field(default_factory=dict)
-    mean: dict[int, Tensor] = field(default_factory=dict)
-    key: dict[int, Tensor] = field(default_factory=dict)
+    cls: dict[float, Tensor] = field(default_factory=dict)
+    joint: dict[float, Tensor] = field(default_factory=dict)
+    mean: dict[float, Tensor] = field(default_factory=dict)
+    key: dict[float, Tensor] = field(default_factory=dict)
 
     def spread(self, place: Tensor, total: int) -> TowerView:
         """The same with `total` rows, of which those at `place` [N] are these and the others zero."""
@@ -80,28 +82,28 @@ class TowerView:
         def wide(values: Tensor) -> Tensor:
             return values.new_zeros(total, *values.shape[1:]).index_copy_(0, place, values)
 
-        groups = (self.cls, self.mean, self.key)
+        groups = (self.cls, self.joint, self.mean, self.key)
         return TowerView(self.has_cls, *({layer: wide(values) for layer, values in group.items()} for group in groups))
 
-    def cls_attention(self, layer: int) -> Tensor:
+    def cls_attention(self, layer: float) -> Tensor:
         return self._of(self.cls, layer)
 
-    def joint_cls_attention(self, layer: int) -> Tensor:
+    def joint_cls_attention(self, layer: float) -> Tensor:
         return self._of(self.joint, layer)
 
-    def received(self, layer: int) -> Tensor:
+    def received(self, layer: float) -> Tensor:
         return self._of(self.mean, layer)
 
-    def keys(self, layer: int) -> Tensor:
+    def keys(self, layer: float) -> Tensor:
         return self.head_keys(layer).mean(1)
 
-    def head_keys(self, layer: int) -> Tensor:
+    def head_keys(self, layer: float) -> Tensor:
         return self._of(self.key, layer)
 
-    def _of(self, statistic: dict[int, Tensor], layer: int) -> Tensor:
+    def _of(self, statistic: dict[float, Tensor], layer: float) -> Tensor:
         if layer not in statistic:
             raise FitError(
-                f"Attention in layer {layer} of the vision tower was asked for, which this model does not offer for "
+                f"Attention in layer {layer:g} of the vision tower was asked for, which this model does not offer for "
                 "this input (tiled images have none): use another technique or model."
             )
         return statistic[layer]

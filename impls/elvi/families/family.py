@@ -210,8 +210,8 @@ class Family:
             row=torch.arange(count, device=self.device),
         )
 
-    def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
-        """Run the vision tower on a clip from `steps`; remember attention in the layers asked for (-1: the last)."""
+    def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
+        """Run the vision tower on a clip from `steps`; remember attention in the layers asked for (see Probe)."""
         raise FitError(f"{self.name} reads text only, so it cannot look at a clip: use a vision-language model.")
 
     def project(self, tokens: Tokens) -> Tokens:

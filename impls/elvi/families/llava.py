@@ -49,7 +49,7 @@ class Llava(Family):
         start = 1 if config.vision_feature_select_strategy == "default" else 0
         return torch.cat([part[:, start:] for part in hidden], dim=-1)
 
-    def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
+    def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
         modules = [layer.self_attn for layer in self.model.model.vision_tower.encoder.layers]
         probe = tower.Probe(modules, tower_layers, self.has_cls)
         with probe:

@@ -58,7 +58,7 @@ class LlavaOnevision(Family):
         sizes = {name: out[name].to(self.device) for name in ("image_sizes", "batch_num_images")}
         return {"pixel_values": out["pixel_values"].to(self.device, self.dtype), **sizes}
 
-    def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
+    def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
         model, pixels = self.model.model, self.pixels(clip)
         if self._as_video(clip):
             modules = [layer.self_attn for layer in model.vision_tower.encoder.layers]

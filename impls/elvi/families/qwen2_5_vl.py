@@ -50,10 +50,11 @@ class Qwen25VL(Family):
             grid = torch.tensor([[len(clip) // self.frames_per_step, *grid[0, 1:].tolist()]])
         return patches.to(self.device, self.dtype), grid.to(self.device)
 
-    def encode(self, clip: Clip, tower_layers: Collection[int] = ()) -> Encoding:
+    def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
         visual = self.model.model.visual
         patches, grid = self.pixels(clip)
-        probe = tower.Probe([block.attn for block in visual.blocks], tower_layers, has_cls=False)
+        blocks = [block.attn for block in visual.blocks]
+        probe = tower.Probe(blocks, tower_layers, has_cls=False, whole=visual.fullatt_block_indexes)
         with probe:
             hidden = visual(patches, grid_thw=grid).pooler_output
         slots = self._slots(grid)

@@ -13,22 +13,33 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from elvi.core.views import TowerView
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 KERNEL = "elvi_tower"
 WATCHING: ContextVar[Probe | None] = ContextVar("WATCHING", default=None)
 
 
 class Probe:
-    """Records the attention modules asked for, inside `with probe:`; `layers` may count from the end (-1 is the last).
+    """Records the attention modules asked for, inside `with probe:`.
 
-    Not every tower hands keyword arguments down to its attention (SigLIP does not), hence the context variable.
+    layers: numbers, which may count from the end (-1 is the last), or shares of the tower's depth, from 0.0 to below
+    1.0: of the blocks that see a whole frame (`whole`, None: all do) the nearest one. Not every tower hands keyword
+    arguments down to its attention (SigLIP does not), hence the context variable.
     """
 
-    def __init__(self, modules: list[nn.Module], layers: Collection[int], has_cls: bool) -> None:
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        layers: Collection[float],
+        has_cls: bool,
+        whole: Sequence[int] | None = None,
+    ) -> None:
         self.has_cls = has_cls
-        self._layer = {id(modules[layer]): layer for layer in layers}
-        self._records: dict[int, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
+        self._names: dict[int, list[float]] = {}
+        for layer in layers:
+            number = layer if isinstance(layer, int) else _nearest(int(layer * len(modules)), whole)
+            self._names.setdefault(id(modules[number]), []).append(layer)
+        self._records: dict[float, list[tuple[Tensor, ...]]] = {layer: [] for layer in layers}
 
     def __enter__(self) -> Probe:
         self._token = WATCHING.set(self)
@@ -39,22 +50,22 @@ class Probe:
 
     def see(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
         """query, key [B, heads, n, d]; with a class token it is the first of the n."""
-        layer = self._layer.get(id(module))
-        if layer is None:
+        layers = self._names.get(id(module))
+        if layers is None:
             return
         weights = (query.float() @ key.float().mT * scaling).softmax(-1).mean(1)
         skip = int(self.has_cls)
         whole = key.transpose(1, 2)  # [B, n, heads, d]
         joint = torch.einsum("bhd,bnhd->bn", query[:, :, 0].float(), whole.float())
         joint *= (query.shape[1] * query.shape[3]) ** -0.5
-        self._records[layer].append(
-            (
-                weights[:, 0, skip:].flatten(),
-                joint.softmax(-1)[:, skip:].flatten(),
-                weights.mean(1)[:, skip:].flatten(),
-                whole[:, skip:].flatten(0, 1),
-            )
+        record = (
+            weights[:, 0, skip:].flatten(),
+            joint.softmax(-1)[:, skip:].flatten(),
+            weights.mean(1)[:, skip:].flatten(),
+            whole[:, skip:].flatten(0, 1),
         )
+        for layer in layers:
+            self._records[layer].append(record)
 
     def view(self, order: Tensor | None = None, unit: int = 1) -> TowerView:
         """Per token: `unit` consecutive patches are averaged into one token, then put in `order`."""
@@ -64,6 +75,10 @@ class Probe:
             joined = joined if order is None else [part[order] for part in joined]
             cls[layer], joint[layer], mean[layer], keys[layer] = joined
         return TowerView(self.has_cls, cls if self.has_cls else {}, joint if self.has_cls else {}, mean, keys)
+
+
+def _nearest(layer: int, whole: Sequence[int] | None) -> int:
+    return layer if whole is None else min(whole, key=lambda each: (abs(each - layer), each))
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
