@@ -63,7 +63,7 @@ class Seen:
 class TowerView:
     """Attention inside the vision tower for the layers a plan asked for, one row of tokens over all frames.
 
-    A layer is a number (-1: the last) or a share of the tower's depth (0.25: a quarter of the way), as it was asked for.
+    A layer is a number (-1: the last) or a share of the depth (0.25: a quarter of the way), as it was asked for.
 
     cls_attention(l) [N]: what the class token pays each patch, mean over heads; joint_cls_attention(l) [N]: what it
     would pay if all heads were one as wide as the tower; received(l) [N]: mean attention each token receives from its
