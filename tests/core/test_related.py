@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elvi.errors import ElviError
 from elvi.related import Table
 
 
@@ -29,6 +30,8 @@ class Counter:
         return [Table("measured", ("what", "share"), [("all", 0.25)], "One run.")]
 
     def train(self, out, data, *, resume, tick):
+        if data and data.read_text() == "bad":
+            raise ElviError("Bad data: give better.")
         (out / "weights").write_text(f"{data and data.read_text()} {resume}")
         tick(1, 1)
 '''
@@ -97,6 +100,11 @@ def test_train_hands_on_folder_data_and_resume(capsys, tmp_path):
     assert (tmp_path / "made/weights").read_text() == "words True"
     assert run(capsys, "train", "counter")[0] == 0
     assert (tmp_path / "build/counter/weights").read_text() == "None False"
+
+
+def test_what_a_system_refuses_before_its_first_part_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "bad.txt").write_text("bad")
+    assert refused(capsys, "train", "counter", "--data", "bad.txt") == "elvi: Bad data: give better.\n"
 
 
 @pytest.mark.parametrize(

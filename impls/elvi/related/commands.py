@@ -105,6 +105,19 @@ def _show(tables: Any) -> None:
 @contextmanager
 def _ticking(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar under a name, as the `tick(done, total)` that a system calls."""
-    with terminal.progress() as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = terminal.progress()
+    task = bar.add_task(name, total=None)
+    begun = False
+
+    def tick(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:  # only now: what is refused before it leaves its sentence alone on stderr
+            bar.start()
+            begun = True
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield tick
+    finally:
+        if begun:
+            bar.stop()
