@@ -92,6 +92,18 @@ def test_the_tower_is_seen_as_the_eager_kernel_sees_it(kind, has_cls):
         torch.testing.assert_close(view.cls_attention(-1), expected)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 37])
+@torch.inference_mode()
+def test_attention_in_the_tower_is_the_same_however_many_rows_are_looked_at_together(rows, monkeypatch):
+    family = random_family("llava")
+    clip = family.steps(noise_clip(2))
+    whole = family.encode(clip, {-2}).tower
+    monkeypatch.setattr("elvi.families.tower.ROWS", rows)
+    parts = family.encode(clip, {-2}).tower
+    torch.testing.assert_close(parts.received(-2), whole.received(-2))
+    torch.testing.assert_close(parts.cls_attention(-2), whole.cls_attention(-2))
+
+
 @pytest.mark.parametrize(("kind", "share", "number"), [("llava", 0.3, 1), ("llava", 0.5, 2), ("qwen2_5_vl", 0.5, 1)])
 @torch.inference_mode()
 def test_a_share_of_the_depth_is_the_nearest_block_that_sees_whole_frames(kind, share, number):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 KERNEL = "elvi_tower"
+ROWS = 256  # query rows of the tower looked at together
 WATCHING: ContextVar[Probe | None] = ContextVar("WATCHING", default=None)
 
 
@@ -53,15 +54,15 @@ class Probe:
         layers = self._names.get(id(module))
         if layers is None:
             return
-        weights = (query.float() @ key.float().mT * scaling).softmax(-1).mean(1)
+        paid, total = _columns(query.float(), key.float(), scaling)
         skip = int(self.has_cls)
         whole = key.transpose(1, 2)  # [B, n, heads, d]
         joint = torch.einsum("bhd,bnhd->bn", query[:, :, 0].float(), whole.float())
         joint *= (query.shape[1] * query.shape[3]) ** -0.5
         record = (
-            weights[:, 0, skip:].flatten(),
+            paid[:, skip:].flatten(),
             joint.softmax(-1)[:, skip:].flatten(),
-            weights.mean(1)[:, skip:].flatten(),
+            (total[:, skip:] / query.shape[2]).flatten(),
             whole[:, skip:].flatten(0, 1),
         )
         for layer in layers:
@@ -75,6 +76,19 @@ class Probe:
             joined = joined if order is None else [part[order] for part in joined]
             cls[layer], joint[layer], mean[layer], keys[layer] = joined
         return TowerView(self.has_cls, cls if self.has_cls else {}, joint if self.has_cls else {}, mean, keys)
+
+
+def _columns(query: Tensor, key: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Of attention weights, mean over heads: the first row and the sum of all rows, [B, n] each.
+
+    Rows are looked at a few at a time, so that no n x n map is held.
+    """
+    paid, total = query.new_empty(0), torch.zeros_like(key[:, 0, :, 0])
+    for rows in query.split(ROWS, dim=2):
+        weights = (rows @ key.mT * scaling).softmax(-1).mean(1)
+        paid = paid if paid.numel() else weights[:, 0]
+        total += weights.sum(1)
+    return paid, total
 
 
 def _nearest(layer: int, whole: Sequence[int] | None) -> int:
