@@ -131,6 +131,11 @@ class RandomReads(RandomSlots):
         return self.of.attend(view)
 
 
+@dataclass(frozen=True)
+class RandomTokensAndSlots(RandomTokens, RandomSlots):
+    """Random tokens, and later random slots, of a technique that chooses both."""
+
+
 def twin(technique: Any, seed: int) -> _Random | None:
     """Random selection at the technique's own budget; None where it selects nothing that could be drawn at random."""
     if isinstance(technique, SelectFrames):
@@ -139,6 +144,8 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomTokens(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
+        if isinstance(technique, Reduce):
+            return RandomTokensAndSlots(technique, seed)
         return (RandomReads if isinstance(technique, Attend) else RandomSlots)(technique, seed)
     return None
 
