@@ -248,7 +248,7 @@ def test_speculation_is_counted_over_answers_and_costed_over_timed_pairs():
     )
 
 
-@pytest.mark.parametrize("technique", [FirstTokens(0.25), FirstFrames(2), LastSlots(20)])
+@pytest.mark.parametrize("technique", [FirstTokens(0.25), FirstFrames(2), LastSlots(20), SparseVILA()])
 def test_random_twin_has_the_budget_of_its_technique(family, technique):
     clip = clip_for("qwen2_5_vl", seconds=4)
     ours = generate(family, clip, plan=Plan(technique), max_new_tokens=1).report

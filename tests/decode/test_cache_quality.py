@@ -68,7 +68,7 @@ def loss(*techniques, seconds: int = 5) -> float:
         [ST3(keep_ratio=ratio, tau=None) for ratio in (0.1, 0.5, 1.0)],
         [ST3(keep_ratio=1.0, tau=tau) for tau in (16, 64, None)],
         [VidKV(bits) for bits in (1.0, 1.5, 2.0)],
-        [SparseVILA(ratio) for ratio in (0.05, 0.25, 1.0)],
+        [SparseVILA(ratio, encode_ratio=1.0) for ratio in (0.05, 0.25, 1.0)],
         [LookM(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
         [MEDA(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
         [MadaKV(ratio) for ratio in (0.05, 0.1, 0.25, 0.5, 1.0)],
@@ -195,5 +195,5 @@ def test_hybridkv_reads_an_eighth_of_the_bytes_on_a_long_clip():
 
 
 def test_sparsevila_finds_needles_that_random_visual_rows_of_equal_number_lose():
-    assert answers(SparseVILA(0.05)) == len(CLIPS)
-    assert answers(twin(SparseVILA(0.05), 0)) < len(CLIPS)
+    assert answers(SparseVILA(0.05, encode_ratio=1.0)) == len(CLIPS)
+    assert answers(twin(SparseVILA(0.05, encode_ratio=1.0), 0)) < len(CLIPS)

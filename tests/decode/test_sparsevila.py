@@ -1,17 +1,23 @@
-"""SparseVILA's decoding half against the eager matrix and a masked full cache; what is held, and what is read."""
+"""SparseVILA against eager maps and a masked full cache; what is held, and what is read."""
+
+from functools import partial
 
 import pytest
 import torch
 from kvsupport import QUESTION, TOKENS, Masked, held, prefilled, stepwise, view_of
 from streamsupport import watched
 from support import clip_for, noise_clip, random_family
+from trained import chosen_and_random
 
 from elvi.core.accept import Draft
 from elvi.core.generate import generate, verify
 from elvi.core.plan import Plan
+from elvi.core.views import Seen
 from elvi.decode.rekv import ReKV
 from elvi.decode.sparsevila import SparseVILA, salience
 from elvi.errors import BudgetError, FitError, PlanError
+
+reads = partial(SparseVILA, encode_ratio=1.0)  # the decoding half alone
 
 
 def eager_attention(run, kind):
@@ -28,7 +34,7 @@ def eager_attention(run, kind):
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava"])
 @torch.inference_mode()
 def test_a_layer_reads_the_text_and_the_visual_rows_that_the_question_attends_to(kind):
-    run = prefilled(SparseVILA(0.3), kind=kind)
+    run = prefilled(reads(0.3), kind=kind)
     visual = run.layout.visual.nonzero()[:, 0]
     text = (~run.layout.visual).nonzero()[:, 0].tolist()
     for layer, weights in zip(run.store.layers, eager_attention(run, kind)):
@@ -41,19 +47,19 @@ def test_a_layer_reads_the_text_and_the_visual_rows_that_the_question_attends_to
 
 @torch.inference_mode()
 def test_decoding_equals_the_full_cache_with_all_other_visual_rows_masked():
-    run = prefilled(SparseVILA(0.2))
+    run = prefilled(reads(0.2))
     full = prefilled(Masked(tuple(held(run))))
     torch.testing.assert_close(stepwise(run), stepwise(full), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_the_whole_view_gives_bitwise_the_logits_of_the_full_cache():
-    assert torch.equal(stepwise(prefilled(SparseVILA(1.0))), stepwise(prefilled()))
+    assert torch.equal(stepwise(prefilled(reads(1.0))), stepwise(prefilled()))
 
 
 @torch.inference_mode()
 def test_nothing_of_the_prompt_is_lost_and_new_rows_join_the_view_alone():
-    run, full = prefilled(SparseVILA(0.2)), prefilled()
+    run, full = prefilled(reads(0.2)), prefilled()
     stepwise(run)
     for layer, whole in zip(run.store.layers, full.store.layers):
         keys, values = whole.read()
@@ -70,7 +76,7 @@ def test_nothing_of_the_prompt_is_lost_and_new_rows_join_the_view_alone():
 def test_the_report_tells_what_is_held_from_what_is_read():
     family, clip, options = random_family("qwen2_5_vl"), noise_clip(), {"max_new_tokens": 5, "ignore_eos": True}
     plain = generate(family, clip, QUESTION, **options).report
-    report = generate(family, clip, QUESTION, plan=Plan(SparseVILA(0.25)), **options).report
+    report = generate(family, clip, QUESTION, plan=Plan(reads(0.25)), **options).report
     visual, row = int(report.visual_tokens["reduced"]), 3 * 2 * 32 * 2 * 4
     unread = visual - int(0.25 * visual + 0.5)
     assert report.kv_far_bytes == unread * row
@@ -80,7 +86,7 @@ def test_the_report_tells_what_is_held_from_what_is_read():
 
 @torch.inference_mode()
 def test_the_next_question_chooses_among_all_rows_again():
-    stream = watched(SparseVILA(0.2), 4)
+    stream = watched(reads(0.2), 4)
     before = [layer.row.clone() for layer in stream.pieces.run.store.layers]
     views = []
     for question in ("what color is at top left ?", "how many squares are in frame 3 ?"):
@@ -95,7 +101,7 @@ def test_the_next_question_chooses_among_all_rows_again():
 
 @torch.inference_mode()
 def test_a_draft_gives_the_logits_of_single_steps():
-    single, drafted = prefilled(SparseVILA(0.1)), prefilled(SparseVILA(0.1))
+    single, drafted = prefilled(reads(0.1)), prefilled(reads(0.1))
     tree = Draft([9, 8, 7, 6], [-1, -1, 1, 2])  # 9 | 8 -> 7 -> 6
     logits = verify(drafted, 10, tree)
     torch.testing.assert_close(logits[[0, 2, 3, 4]], stepwise(single, [10, 8, 7, 6]), atol=1e-4, rtol=1e-4)
@@ -113,7 +119,7 @@ def test_salience_in_pieces_is_that_of_the_whole_matrix(rows, device, monkeypatc
 def test_equal_saliences_keep_as_many_as_asked_for_and_the_earliest(device):
     visual = torch.arange(20) < 12
     keys, query = torch.zeros(2, 20, 4, device=device), torch.ones(4, 8, 4, device=device)
-    (kept,) = SparseVILA(0.25).keep([view_of(keys, query, visual=visual.to(device))])
+    (kept,) = reads(0.25).keep([view_of(keys, query, visual=visual.to(device))])
     assert kept.slots.tolist() == [[0, 1, 2, *range(12, 20)]] * 2
     assert kept.far.tolist() == [list(range(3, 12))] * 2
 
@@ -121,7 +127,7 @@ def test_equal_saliences_keep_as_many_as_asked_for_and_the_earliest(device):
 def test_one_visual_row_stays_at_least_and_text_alone_is_left_alone(device):
     keys, query = torch.zeros(2, 20, 4, device=device), torch.ones(4, 8, 4, device=device)
     visual = (torch.arange(20) < 12).to(device)
-    (kept,) = SparseVILA(0.001).keep([view_of(keys, query, visual=visual)])
+    (kept,) = reads(0.001).keep([view_of(keys, query, visual=visual)])
     assert kept.slots[0].tolist() == [0, *range(12, 20)]
     assert SparseVILA().keep([view_of(keys, query)]) == [None]
 
@@ -138,7 +144,39 @@ def test_two_users_of_the_second_tier_are_refused():
     assert set(error.value.culprits) == {"SparseVILA", "ReKV"}
 
 
-@pytest.mark.parametrize("fields", [{"keep_ratio": 0.0}, {"keep_ratio": 1.1}, {"window": 0}])
+@pytest.mark.parametrize("fields", [{"keep_ratio": 0.0}, {"keep_ratio": 1.1}, {"window": 0}, {"encode_ratio": 0.0}])
 def test_values_out_of_range_are_refused(fields):
     with pytest.raises(BudgetError, match=next(iter(fields))):
         SparseVILA(**fields)
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("llava", -2), ("qwen2_5_vl", -1), ("llava_onevision", -1)])
+@torch.inference_mode()
+def test_the_language_model_gets_what_is_most_salient_in_each_frame_whatever_is_asked(kind, layer):
+    family = random_family(kind)
+    encoding = family.encode(family.steps(noise_clip()), SparseVILA.tower_layers)
+    tokens, tower = encoding.tokens, encoding.tower
+    score = tower.cls_attention(layer) if kind == "llava" else tower.received(layer)
+    expected = []
+    for step in tokens.cell[:, 0].unique():
+        frame = (tokens.cell[:, 0] == step).nonzero()[:, 0].tolist()
+        expected += sorted(sorted(frame, key=lambda i: (-float(score[i]), i))[: int(0.3 * len(frame) + 0.5)])
+    for question in (QUESTION, None):
+        out = SparseVILA(encode_ratio=0.3).reduce(tokens, Seen(question, torch.empty(0, dtype=torch.long), tower))
+        assert out.row.tolist() == expected
+        assert torch.equal(out.hidden, tokens.hidden[expected])
+
+
+@torch.inference_mode()
+def test_both_halves_act_one_after_the_other():
+    run = prefilled(SparseVILA(0.5, encode_ratio=0.25))
+    visual = int(run.layout.visual.sum())
+    for layer in run.store.layers:
+        near, far = (int(run.layout.visual[rows.row[0]].sum()) for rows in (layer.rows, layer.far))
+        assert near + far == visual // 4
+        assert near == int(0.5 * (near + far) + 0.5)
+
+
+def test_salient_tokens_answer_more_than_random_ones_on_a_trained_model():
+    chosen, random = chosen_and_random("tiny-llava", SparseVILA(encode_ratio=0.2))
+    assert chosen >= random + 3
