@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
-from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, SelectFrames
+from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, SelectFrames, Tower
 from elvi.core.store import Kept
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class RandomTokens(_Random):
     """As many random visual tokens as the technique left, at the same place; all text stays."""
 
     @property
-    def at(self) -> Encoded | Layer:
+    def at(self) -> Tower | Encoded | Layer:
         return self.of.at
 
     @property
@@ -63,9 +63,14 @@ class RandomTokens(_Random):
 
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:
         count = int(self.of.reduce(tokens, seen).visual.sum())
-        visual = tokens.visual.nonzero()[:, 0]
         stays = ~tokens.visual
-        stays[visual[_draw(len(visual), count, self.seed).to(visual.device)]] = True
+        if seen.block is None:
+            parts = [tokens.visual.nonzero()[:, 0]]
+        else:  # inside a vision tower every frame is left with as many
+            parts = [*tokens.row.new_tensor(range(len(tokens))).view(int(tokens.cell[-1, 0]) + 1, -1)]
+        for number, visual in enumerate(parts):
+            drawn = _draw(len(visual), count // len(parts), self.seed + 1000 * number)
+            stays[visual[drawn.to(visual.device)]] = True
         return tokens.keep(stays)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elvi.core.accept import Draft, Path, Sampler, accept_exact
 from elvi.core.meter import Report
-from elvi.core.pieces import Pieces, reduce_encoded
+from elvi.core.pieces import Pieces, encode, reduce_encoded
 from elvi.core.plan import Plan
 from elvi.core.run import Run
 from elvi.core.views import Skip
@@ -122,7 +122,7 @@ def prefill(run: Run, clip: Clip | None, question: str) -> tuple[Clip | None, Te
     encoding, slots, visual = None, None, None
     if clip is not None:
         with meter.time("encode"):
-            encoding = family.encode(clip, run.plan.tower_layers)
+            encoding = encode(run, clip)
         slots, visual = encoding.slots, family.project(reduce_encoded(run, encoding, clip, question))
     with meter.time("prefill"):
         prompt = family.prompt(question, clip, slots)

@@ -34,7 +34,7 @@ class Pieces:
         """Whole time steps (see `Family.steps`): encode them, read them into the cache, let Keep act on it."""
         run, family = self.run, self.run.family
         with run.meter.time("encode"):
-            encoding = family.encode(clip, run.plan.tower_layers)
+            encoding = encode(run, clip)
         visual = family.project(reduce_encoded(run, encoding, clip, None))
         self.slots = family.joined(self.slots, encoding.slots, clip)
         self.times, self.still = np.concatenate([self.times, clip.times]), clip.still
@@ -73,6 +73,14 @@ class Pieces:
         return copied
 
 
+def encode(run: Run, clip: Clip) -> Encoding:
+    """A clip after the vision tower, inside of which techniques may have acted."""
+    plan, family = run.plan, run.family
+    if plan.towered and family.free_tower:
+        return family.encode_reduced(clip, plan.towered)
+    return family.encode(clip, plan.tower_layers)
+
+
 def reduce_encoded(run: Run, encoding: Encoding, clip: Clip, question: str | None) -> Tokens:
     """What techniques leave of the tokens that came from the vision tower."""
     visual, counts = encoding.tokens, run.meter.visual_tokens
@@ -80,7 +88,7 @@ def reduce_encoded(run: Run, encoding: Encoding, clip: Clip, question: str | Non
     run.meter.tower_flops += encoding.flops
     seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower, clip=clip)
     with run.meter.time("select"):
-        for reducer in run.plan.encoded:
+        for reducer in [*([] if run.family.free_tower else run.plan.towered), *run.plan.encoded]:
             visual = reducer.reduce(visual, seen)
     counts["reduced"] = counts.get("reduced", 0) + len(visual)
     return visual

@@ -18,6 +18,7 @@ from elvi.core.seams import (
     Layer,
     Reduce,
     SelectFrames,
+    Tower,
 )
 from elvi.errors import FitError, PlanError
 
@@ -37,6 +38,7 @@ class Plan:
         self.techniques: tuple[Any, ...] = tuple(sorted(techniques, key=seam))
         self.selectors: list[SelectFrames] = [t for t in self.techniques if isinstance(t, SelectFrames)]
         reducers = [t for t in self.techniques if isinstance(t, Reduce)]
+        self.towered: list[Reduce] = [t for t in reducers if isinstance(t.at, Tower)]
         self.encoded: list[Reduce] = [t for t in reducers if isinstance(t.at, Encoded)]
         self.layered: list[Reduce] = [t for t in reducers if isinstance(t.at, Layer)]
         self.attends: list[Attend] = [t for t in self.techniques if isinstance(t, Attend)]
@@ -61,12 +63,15 @@ class Plan:
     @property
     def compacts(self) -> bool:
         """Whether the tokens that reach the language model are numbered anew, without gaps."""
-        return any(getattr(reducer, "positions", "original") == "compact" for reducer in [*self.encoded, *self.layered])
+        return any(getattr(reducer, "positions", "original") == "compact" for reducer in self._reducers)
 
     @property
     def tower_layers(self) -> set[float]:
-        reducers = [*self.encoded, *self.layered]
-        return {layer for reducer in reducers for layer in getattr(reducer, "tower_layers", ())}
+        return {layer for reducer in self._reducers for layer in getattr(reducer, "tower_layers", ())}
+
+    @property
+    def _reducers(self) -> list[Reduce]:
+        return [*self.towered, *self.encoded, *self.layered]
 
     @property
     def streams(self) -> bool:
@@ -99,6 +104,7 @@ class Plan:
         stream: whether the prompt is read piece by piece, and questions are asked later.
         """
         self._check_single(self.drafters, "draft")
+        self._check_single(self.towered, "act inside the vision tower")
         self._check_single(self.accepts, "decide which drafts stand")
         self._check_single(self.codecs, "pack the cache")
         self._check_single(self.fetchers, "fetch from the second tier of the cache")
@@ -133,6 +139,7 @@ class Plan:
                 "that was shown: use positions=original."
             )
         self._check_rolling()
+        self._check_tower(family)
         for technique in self.techniques:
             if isinstance(technique, Fit):
                 technique.fit(family)
@@ -163,6 +170,18 @@ class Plan:
                     culprit,
                 )
 
+    def _check_tower(self, family: Family) -> None:
+        """What looks into the vision tower finds every patch there, which none may have left."""
+        for first, other in product(self.towered if family.free_tower else (), self.encoded):
+            if getattr(other, "tower_layers", ()):
+                name, culprit = type(other).__name__, type(first).__name__
+                raise PlanError(
+                    f"{name} reads attention of the vision tower patch by patch, and {culprit} merges patches inside "
+                    "of it: drop one of the two.",
+                    name,
+                    culprit,
+                )
+
     def _check_single(self, found: list, what: str) -> None:
         if len(found) > 1:
             first, second = (type(technique).__name__ for technique in found[:2])
@@ -176,7 +195,9 @@ def seam(technique: Any) -> tuple[int, int]:
     if isinstance(technique, SelectFrames):
         return 0, 0
     if isinstance(technique, Reduce):
-        return (1, 0) if isinstance(technique.at, Encoded) else (2, technique.at.index)
+        if isinstance(technique.at, Layer):
+            return 2, technique.at.index
+        return 1, int(isinstance(technique.at, Encoded))
     for place, protocol in enumerate((Keep, Fetch, Codec, Attend, Drafter, Accept), start=3):
         if isinstance(technique, protocol):
             return place, 0

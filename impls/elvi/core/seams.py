@@ -26,11 +26,8 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Entering decoder layer `index` (0: before the language model) with the whole prompt in one row.
-
-    every: acts again after that many layers, and so on to the last.
-    """
+class _Place:
+    """every: acts again after that many layers, and so on to the last."""
 
     index: int
     every: int | None = None
@@ -38,6 +35,24 @@ class Layer:
     def __contains__(self, layer: int) -> bool:
         beyond = layer - self.index
         return beyond == 0 or (self.every is not None and beyond > 0 and beyond % self.every == 0)
+
+
+@dataclass(frozen=True)
+class Tower(_Place):
+    """In block `index` of the vision tower, between attention and MLP, with the patches of all frames in one row.
+
+    every: acts again after that many blocks, and so on to the last one that the language model reads. Every frame must
+    be left with as many tokens. Towers whose tokens are bound to a grid to the end (see Family.free_tower) have no such
+    place: there it is Encoded, and `Seen.block` is None.
+    """
+
+
+@dataclass(frozen=True)
+class Layer(_Place):
+    """Entering decoder layer `index` (0: before the language model) with the whole prompt in one row.
+
+    every: acts again after that many layers, and so on to the last.
+    """
 
 
 class Technique(Protocol):
@@ -67,11 +82,12 @@ class Reduce(Protocol):
     """Drop or merge visual tokens at `at`; text tokens come back untouched. `tower_layers`: see Seen.tower.
 
     With an attribute `positions` of "compact" (else "original"), what is left before the language model is numbered
-    anew, as if what was dropped had never been there.
+    anew, as if what was dropped had never been there. At Tower, a false attribute `proportional` says that tokens which
+    stand for several patches are not to get as much more attention.
     """
 
     @property
-    def at(self) -> Encoded | Layer: ...
+    def at(self) -> Tower | Encoded | Layer: ...
 
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens: ...
 

@@ -18,6 +18,7 @@ from elvi.errors import FitError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from elvi.core.seams import Reduce
     from elvi.media import Clip
 
 FALLBACK_TEMPLATE = "USER: {pictures}{question} ASSISTANT:"
@@ -213,6 +214,15 @@ class Family:
     def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
         """Run the vision tower on a clip from `steps`; remember attention in the layers asked for (see Probe)."""
         raise FitError(f"{self.name} reads text only, so it cannot look at a clip: use a vision-language model.")
+
+    @property
+    def free_tower(self) -> bool:
+        """Whether tokens inside the vision tower may be dropped or merged: nothing after it asks for their grid."""
+        return False
+
+    def encode_reduced(self, clip: Clip, reducers: Sequence[Reduce]) -> Encoding:
+        """As `encode`, with reducers acting in the blocks of a free tower, which then does not show its attention."""
+        raise NotImplementedError
 
     def project(self, tokens: Tokens) -> Tokens:
         """The adapter, where it comes after the place called Encoded; else it has run already."""

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
+from elvi.core.views import TowerView
 from elvi.families import tower
 from elvi.families.family import Encoding, Family, grid_cells, linear_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
+    from elvi.core.seams import Reduce
     from elvi.core.tokens import Tokens
     from elvi.media import Clip
 
@@ -58,6 +60,25 @@ class Llava(Family):
         slots = [grid_cells(1, side, side, step).to(self.device) for step in range(len(clip))]
         tokens = self.visual_tokens(features.flatten(0, 1), torch.cat(slots), clip)
         return Encoding(tokens, probe.view(), slots, self._flops(features))
+
+    @property
+    def free_tower(self) -> bool:
+        config = self.model.config
+        drops_first = config.vision_feature_select_strategy == "default"
+        return isinstance(config.vision_feature_layer, int) and drops_first == self.has_cls
+
+    def encode_reduced(self, clip: Clip, reducers: Sequence[Reduce]) -> Encoding:
+        vision, config = self.model.model.vision_tower, self.model.config
+        hidden = vision.embeddings(self.pixels(clip))
+        hidden = vision.pre_layrnorm(hidden) if hasattr(vision, "pre_layrnorm") else hidden
+        blocks = vision.encoder.layers[: config.vision_feature_layer % (len(vision.encoder.layers) + 1)]
+        first = int(self.has_cls)
+        side = round((hidden.shape[1] - first) ** 0.5)
+        slots = [grid_cells(1, side, side, step).to(self.device) for step in range(len(clip))]
+        tokens = self.visual_tokens(hidden[:, first:].flatten(0, 1), torch.cat(slots), clip)
+        tokens, flops = tower.through(blocks, hidden[:, :first], tokens, reducers)
+        flops += linear_flops(self.model.model.multi_modal_projector, len(tokens))
+        return Encoding(tokens, TowerView(self.has_cls), slots, flops)
 
     def project(self, tokens: Tokens) -> Tokens:
         return tokens.with_hidden(self.model.model.multi_modal_projector(tokens.hidden))

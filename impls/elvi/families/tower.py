@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from elvi.core.views import TowerView
+from elvi.core.seams import Tower
+from elvi.core.views import Seen, TowerView
+from elvi.families.family import linear_flops
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from elvi.core.seams import Reduce
+    from elvi.core.tokens import Tokens
+
 KERNEL = "elvi_tower"
 ROWS = 256  # query rows of the tower looked at together
-WATCHING: ContextVar[Probe | None] = ContextVar("WATCHING", default=None)
+WATCHING: ContextVar[Probe | Keys | None] = ContextVar("WATCHING", default=None)
 
 
 class Probe:
@@ -89,6 +94,47 @@ def _columns(query: Tensor, key: Tensor, scaling: float) -> tuple[Tensor, Tensor
         paid = paid if paid.numel() else weights[:, 0]
         total += weights.sum(1)
     return paid, total
+
+
+class Keys:
+    """Remembers the keys [B, heads, n, d] of the attention that runs inside `with keys:`."""
+
+    def __enter__(self) -> Keys:
+        self._token = WATCHING.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        WATCHING.reset(self._token)
+
+    def see(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
+        self.last = key
+
+
+def through(blocks: Sequence[Any], summary: Tensor, tokens: Tokens, reducers: Sequence[Reduce]) -> tuple[Tokens, float]:
+    """Run blocks over the patches of all frames, reducers acting between attention and MLP; and the FLOPs of it.
+
+    summary [F, 0 or 1, D]: the class token of every frame, which stays as it is.
+    """
+    frames, first, width = summary.shape
+    proportional, flops = all(getattr(reducer, "proportional", True) for reducer in reducers), 0.0
+    hidden = torch.cat([summary, tokens.hidden.view(frames, -1, width)], dim=1)
+    for index, block in enumerate(blocks):
+        count = hidden.shape[1]
+        bias = None
+        if proportional and bool((tokens.mass != 1).any()):
+            bias = torch.nn.functional.pad(tokens.mass.log().view(frames, 1, 1, -1), (first, 0)).to(hidden.dtype)
+        with Keys() as keys:
+            hidden = hidden + block.self_attn(hidden_states=block.layer_norm1(hidden), attention_mask=bias)[0]
+        for reducer in reducers:
+            if isinstance(reducer.at, Tower) and index in reducer.at:
+                key = keys.last[:, :, first:].transpose(0, 1).flatten(1, 2)
+                seen = Seen(None, tokens.row[:0], key=key, block=index, blocks=len(blocks))
+                tokens = reducer.reduce(tokens.with_hidden(hidden[:, first:].flatten(0, 1)), seen)
+                hidden = torch.cat([hidden[:, :first], tokens.hidden.view(frames, -1, width)], dim=1)
+        flops += linear_flops(block.self_attn, frames * count) + 4.0 * frames * count**2 * width
+        flops += linear_flops(block.mlp, frames * hidden.shape[1])
+        hidden = hidden + block.mlp(block.layer_norm2(hidden))
+    return tokens.with_hidden(hidden[:, first:].flatten(0, 1)), flops
 
 
 def _nearest(layer: int, whole: Sequence[int] | None) -> int:
