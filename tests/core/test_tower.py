@@ -34,6 +34,7 @@ class Pairs:
 
     def reduce(self, tokens, seen):
         self.notes.append((tokens, seen))
+        seen.memory["calls"] = seen.memory.get("calls", 0) + 1
         index = torch.arange(len(tokens))
         return tokens.merge(index // 2, index[::2]) if self.merge else tokens
 
@@ -57,6 +58,7 @@ def test_a_tower_run_block_by_block_gives_the_bits_of_the_model():
 def test_a_reducer_sees_the_keys_of_its_own_block_and_which_one_it_is():
     looks = Pairs(merge=False, at=Tower(0, every=2))
     encoded(looks)
+    assert looks.notes[-1][1].memory == {"calls": 2}
     family = random_family("llava")
     view = family.encode(family.steps(noise_clip()), {0, 2}).tower
     assert [(seen.block, seen.blocks) for _, seen in looks.notes] == [(0, 4), (2, 4)]

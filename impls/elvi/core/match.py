@@ -69,11 +69,17 @@ def means(values: Tensor, mass: Tensor, group: Tensor) -> Tensor:
     )
 
 
-def by_frame(tokens: Tokens, choose: Callable[[Tensor], Tensor]) -> Tokens:
-    """Every frame's tokens merged, mean weighted by mass, into those that `choose` names: index [n] -> owner [n]."""
+def owners(tokens: Tokens, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """The token [N] that each token goes into, frame by frame: `choose` says it of a frame, index [n] -> owner [n]."""
     owner = torch.arange(len(tokens), device=tokens.row.device)
     for step in tokens.cell[:, 0].unique():
         frame = (tokens.cell[:, 0] == step).nonzero()[:, 0]
         owner[frame] = frame[choose(frame)]
+    return owner
+
+
+def by_frame(tokens: Tokens, choose: Callable[[Tensor], Tensor]) -> Tokens:
+    """Every frame's tokens merged into the `owners`, which become means weighted by mass."""
+    owner = owners(tokens, choose)
     anchor, group = owner.unique(return_inverse=True)
     return tokens if len(anchor) == len(tokens) else tokens.merge(group, anchor)

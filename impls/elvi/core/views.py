@@ -28,9 +28,9 @@ class Seen:
     prompt is assembled); clip: the frames that the model saw (None for text alone, and in a stream at Layer(k));
     tower: attention inside the vision tower, indexed by `tokens.row` (at Encoded, and at Layer(0) of a prompt read in
     one piece); query [Hq, N, d], key [H, N, d]: post-RoPE projections of the layer before (at Layer(k) with k > 0
-    only). At Tower: block, its number, of so many `blocks`, and its own key [heads, N, d]. At Layer(k) also layer: k,
-    family, entered: how many visual tokens the first layer read (at Layer(k) with k > 0, of a prompt read in one
-    piece), and memory: what this technique remembers for the length of the run.
+    only). At Tower: block, its number, of so many `blocks`, and its own key [heads, N, d]. At Layer(k): layer, k,
+    family, and entered: how many visual tokens the first layer read (with k > 0, of a prompt read in one piece).
+    memory: what the technique noted in earlier blocks or layers.
     """
 
     question: str | None
@@ -43,9 +43,9 @@ class Seen:
     layer: int = 0
     family: Family | None = None
     entered: int = 0
-    memory: dict[str, Any] = field(default_factory=dict)
     block: int | None = None
     blocks: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def attention(self, rows: Tensor) -> Tensor:
         """Causal attention weights [Hq, R, N] of the rows asked for, in the layer before, recomputed from q and k."""

@@ -117,6 +117,7 @@ def through(blocks: Sequence[Any], summary: Tensor, tokens: Tokens, reducers: Se
     """
     frames, first, width = summary.shape
     proportional, flops = all(getattr(reducer, "proportional", True) for reducer in reducers), 0.0
+    memories: list[dict[str, Any]] = [{} for _ in reducers]
     hidden = torch.cat([summary, tokens.hidden.view(frames, -1, width)], dim=1)
     for index, block in enumerate(blocks):
         count = hidden.shape[1]
@@ -125,10 +126,10 @@ def through(blocks: Sequence[Any], summary: Tensor, tokens: Tokens, reducers: Se
             bias = torch.nn.functional.pad(tokens.mass.log().view(frames, 1, 1, -1), (first, 0)).to(hidden.dtype)
         with Keys() as keys:
             hidden = hidden + block.self_attn(hidden_states=block.layer_norm1(hidden), attention_mask=bias)[0]
-        for reducer in reducers:
+        for reducer, memory in zip(reducers, memories):
             if isinstance(reducer.at, Tower) and index in reducer.at:
                 key = keys.last[:, :, first:].transpose(0, 1).flatten(1, 2)
-                seen = Seen(None, tokens.row[:0], key=key, block=index, blocks=len(blocks))
+                seen = Seen(None, tokens.row[:0], key=key, block=index, blocks=len(blocks), memory=memory)
                 tokens = reducer.reduce(tokens.with_hidden(hidden[:, first:].flatten(0, 1)), seen)
                 hidden = torch.cat([hidden[:, :first], tokens.hidden.view(frames, -1, width)], dim=1)
         flops += linear_flops(block.self_attn, frames * count) + 4.0 * frames * count**2 * width
