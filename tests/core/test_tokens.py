@@ -77,3 +77,19 @@ def test_compact_ranks_every_axis_of_a_picture_and_lets_text_count_on():
 
 def test_compact_changes_nothing_where_there_is_no_gap():
     assert torch.equal(tokens().compact().position, tokens().position)
+
+
+def test_fold_merges_into_owners_and_drops_what_nobody_owns():
+    folded = tokens().fold(torch.tensor([0, 1, 4, -1, 4, 1]))
+    assert folded.row.tolist() == [0, 1, 4]
+    assert folded.mass.tolist() == [1.0, 2.0, 2.0]
+    assert folded.hidden.tolist() == [[0.0, 1.0], [6.0, 7.0], [6.0, 7.0]]
+    weighted = tokens().fold(torch.tensor([0, 1, 4, -1, 4, 1]), torch.tensor([1.0, 1.0, 0.25, 9.0, 0.75, 0.0]))
+    assert weighted.hidden.tolist() == [[0.0, 1.0], [2.0, 3.0], [7.0, 8.0]]
+
+
+def test_frames_index_the_visual_tokens_of_every_step():
+    cell = torch.tensor([[-1] * 3, [0, 0, 0], [0, 0, 1], [-1] * 3, [2, 0, 0], [2, 0, 1]])
+    row = Tokens(torch.zeros(6, 2), torch.zeros(1, 6), torch.arange(6), cell, torch.ones(6), torch.arange(6))
+    assert row.frames.tolist() == [[1, 2], [4, 5]]
+    assert row.keep(cell[:, 0] < 0).frames.shape == (0, 0)

@@ -42,6 +42,12 @@ class Tokens:
         """[N]: the time step that each token belongs to; text to the picture before it, -1 before the first one."""
         return self.cell[:, 0].cummax(0).values if len(self) else self.cell[:, 0]
 
+    @property
+    def frames(self) -> Tensor:
+        """[T, n]: index in this row of the n visual tokens of every time step, where all steps have equally many."""
+        visual = self.visual.nonzero()[:, 0]
+        return visual.view(len(self.cell[visual, 0].unique()), -1) if len(visual) else visual.view(0, 0)
+
     def with_hidden(self, hidden: Tensor) -> Tokens:
         return replace(self, hidden=hidden)
 
@@ -101,6 +107,16 @@ class Tokens:
         hidden = torch.zeros(count, self.hidden.shape[1], dtype=self.hidden.dtype, device=self.hidden.device)
         hidden.index_add_(0, group, self.hidden * weight[:, None].to(self.hidden.dtype))
         return replace(self.keep(anchor), hidden=hidden, mass=mass)
+
+    def fold(self, owner: Tensor, weight: Tensor | None = None) -> Tokens:
+        """Merge every token into the one that owns it: owner [N] indexes this row, -1 drops a token.
+
+        What is merged into has to own itself, and is the anchor; weight [N]: see `merge`.
+        """
+        left = owner >= 0
+        anchor = (owner == torch.arange(len(owner), device=owner.device)).nonzero()[:, 0]
+        group, place = torch.searchsorted(anchor, owner[left]), (left.cumsum(0) - 1)[anchor]
+        return self.keep(left).merge(group, place, None if weight is None else weight[left])
 
 
 def top(score: Tensor, count: int) -> Tensor:
