@@ -75,6 +75,20 @@ class RandomTokens(_Random):
 
 
 @dataclass(frozen=True)
+class RandomCuts(RandomTokens):
+    """Random tokens of a technique that also says what of them the cache keeps, which it goes on saying."""
+
+    rolling: ClassVar[bool] = False
+
+    @property
+    def window(self) -> int:
+        return self.of.window
+
+    def keep(self, views: list[LayerView]) -> Sequence[Kept | Tensor | Sequence[Tensor] | None]:
+        return self.of.keep(views)
+
+
+@dataclass(frozen=True)
 class RandomSlots(_Random):
     """As many random visual slots of each head as the technique kept near; text slots are those that it kept.
 
@@ -147,6 +161,8 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomFrames(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
+    if isinstance(technique, Reduce) and isinstance(technique, Keep) and not technique.rolling:
+        return RandomCuts(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
         if isinstance(technique, Reduce):

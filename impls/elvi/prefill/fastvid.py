@@ -92,7 +92,7 @@ class FastVID:
         hidden, mass = tokens.hidden.clone(), tokens.mass.clone()
         for start, stop in cut(tokens.hidden[frames].float().mean(1), self.segments, self.threshold):
             members = rest[start:stop]
-            chosen = slots(*members.shape, context, self.stride)
+            chosen = slots(len(members), members.shape[1], context, self.stride)
             for frame, count in chosen:
                 anchor = members[frame][density_peaks(tokens.hidden[members[frame]], count, NEIGHBOURS)[0]]
                 stays[anchor] = True
