@@ -1,4 +1,4 @@
-"""CLIP as a judge of how well a frame fits a text: the only file that names its class."""
+"""CLIP as a judge of how well a frame, or a patch of it, fits a text: the only file that names its class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from elvi.errors import FitError
 from elvi.families.load import default_device, locate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from elvi.media import Clip
 
 BATCH = 64  # frames that go through the tower together
@@ -29,15 +31,35 @@ class FrameScorer:
     @torch.inference_mode()
     def scores(self, clip: Clip, text: str) -> Tensor:
         """Cosine similarity float32 [F] of every frame of a clip and a text, on the CPU."""
+        return self._likeness(clip, text, self._frames)
+
+    @torch.inference_mode()
+    def patch_scores(self, clip: Clip, text: str) -> Tensor:
+        """Cosine similarity float32 [F, side, side] of every patch of a clip and a text, on the CPU.
+
+        Patches as they enter the tower's last layer, projected like the class token, which alone was trained for it.
+        """
+        return self._likeness(clip, text, self._patches)
+
+    def _likeness(self, clip: Clip, text: str, look: Callable[[Tensor], Tensor]) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
         ids = self.tokenizer([text], truncation=True, max_length=length, return_tensors="pt")["input_ids"]
         spoken = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
-        seen = torch.cat([self._frames(clip.frames[start : start + BATCH]) for start in range(0, len(clip), BATCH)])
+        batches = (clip.frames[start : start + BATCH] for start in range(0, len(clip), BATCH))
+        seen = torch.cat([look(self._pixels(frames)) for frames in batches])
         return (normalize(seen.float(), dim=-1) @ normalize(spoken.float(), dim=-1)[0]).cpu()
 
-    def _frames(self, frames: Any) -> Tensor:
-        pixels = self.image_processor(images=[*frames], return_tensors="pt")["pixel_values"]
-        return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
+    def _pixels(self, frames: Any) -> Tensor:
+        return self.image_processor(images=[*frames], return_tensors="pt")["pixel_values"].to(self.model.device)
+
+    def _frames(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        tower = self.model.vision_model
+        hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        side = round(hidden.shape[1] ** 0.5)
+        return self.model.visual_projection(tower.post_layernorm(hidden)).unflatten(1, (side, side))
 
 
 @cache
