@@ -16,8 +16,8 @@ Where we differ:
 - scorer="model" (R): the cosine between a visual token and the mean of the question's embeddings in the language model,
   for models without a CLIP tower; there the sign stays.
 - All visual tokens of the prompt are one set; the released code takes as many from each tile of a picture.
-- Texts longer than CLIP reads are cut; it averages over parts of them. If relevance is the same for all, r = 1.
-- Where no token adds anything more (d falls to rounding error), the most relevant ones follow; it takes roots of d < 0.
+- Texts longer than CLIP reads are cut, not averaged over their parts. If relevance is the same for all, r = 1.
+- Where no token adds anything more (d falls to rounding error), the most relevant ones follow.
 - Kept tokens keep their positions; positions="compact" numbers them anew, as LLaVA does in the released code.
 """
 
