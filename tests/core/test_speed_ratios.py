@@ -3,7 +3,7 @@ import torch
 from support import clip_for, random_family
 
 from elvi.bench.ratios import common, generation, kv, pruning
-from elvi.prefill import divprune
+from elvi.core.spread import farthest, similarity
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def few(monkeypatch):
 
 def test_plain_loop_chooses_what_the_kernel_chooses():
     torch.manual_seed(1)
-    cosine = divprune.similarity(torch.randn(96, 8))
-    assert pruning.plain_loop(cosine, 24).tolist() == divprune.spread(cosine.numpy(), 24).tolist()
+    cosine = similarity(torch.randn(96, 8))
+    assert pruning.plain_loop(cosine, 24).tolist() == farthest(cosine, 24).tolist()
 
 
 def test_snapkv_allocates_what_its_budget_says():

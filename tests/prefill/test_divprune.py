@@ -10,46 +10,15 @@ from trained import chosen_and_random
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.spread import similarity
 from elvi.errors import BudgetError
-from elvi.prefill.divprune import DivPrune, choose, similarity, spread, spread_reference
+from elvi.prefill.divprune import DivPrune, choose
 
 QUESTION = "what color is the star ?"
 
 
 def features(total: int, width: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.randn(total, width, generator=torch.Generator().manual_seed(seed))
-
-
-def by_hand(cosine: torch.Tensor, count: int) -> list[int]:
-    """The definition in plain Python: the farthest from everything chosen, all distances looked up anew."""
-    total = len(cosine)
-    similar = cosine.tolist()
-    nearest = [max(similar[i][j] for i in range(total) if i != j) for j in range(total)]
-    chosen = [nearest.index(min(nearest))]
-    while len(chosen) < count:
-        free = [j for j in range(total) if j not in chosen]
-        chosen.append(min(free, key=lambda j: (max(similar[i][j] for i in chosen), j)))
-    return chosen
-
-
-def tied(total: int) -> torch.Tensor:
-    """Few distinct directions, each many times, so that most distances are equal."""
-    return features(5)[torch.randint(5, (total,), generator=torch.Generator().manual_seed(1))]
-
-
-@pytest.mark.parametrize("hidden", [features(90), tied(60), torch.ones(30, 4)], ids=["random", "tied", "equal"])
-@pytest.mark.parametrize("count", [1, 2, 17, 29])
-def test_kernel_and_torch_choose_what_the_definition_says(hidden, count, device):
-    cosine = similarity(hidden)
-    expected = by_hand(cosine, count)
-    assert spread(cosine.numpy(), count).tolist() == expected
-    assert spread_reference(cosine.to(device), count).tolist() == expected
-
-
-def test_kernel_and_torch_agree_on_many_tokens():
-    for hidden in (features(700, 64), tied(700), features(700, 64).round()):
-        cosine = similarity(hidden)
-        assert spread(cosine.numpy(), 200).tolist() == spread_reference(cosine, 200).tolist()
 
 
 @pytest.mark.parametrize("seed", range(20))

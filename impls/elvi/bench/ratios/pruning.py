@@ -12,7 +12,8 @@ from elvi.bench.ratios import common
 from elvi.bench.speed import Ratio
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
-from elvi.prefill import divprune
+from elvi.core.spread import farthest, similarity
+from elvi.prefill.divprune import DivPrune
 from elvi.prefill.fastv import FastV
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def measured(family: Family, tell: Callable[[str], None]) -> Iterator[Ratio]:
     yield divprune_kernel()
     large = common.wide(layers=14, width=1024, inner=2816, key_value_heads=4)
     yield pruning(large, FastV(layer=2, keep_ratio=0.5))
-    yield pruning(large, divprune.DivPrune(keep_ratio=0.25))
+    yield pruning(large, DivPrune(keep_ratio=0.25))
 
 
 def pruning(family: Family, technique: Any) -> Ratio:
@@ -48,11 +49,11 @@ def pruning(family: Family, technique: Any) -> Ratio:
 def divprune_kernel() -> Ratio:
     """DivPrune's compiled choice against the plain loop, both from the same similarities."""
     torch.manual_seed(0)
-    cosine = divprune.similarity(torch.randn(2048, 1024))
+    cosine = similarity(torch.randn(2048, 1024))
     speedups = []
     for _ in range(common.REPEATS + 1):
         plain, expected = common.clocked(lambda: plain_loop(cosine, 256))
-        ours, chosen = common.clocked(lambda: divprune.spread(cosine.numpy(), 256))
+        ours, chosen = common.clocked(lambda: farthest(cosine, 256))
         assert chosen.tolist() == expected.tolist()
         speedups.append(plain / ours)
     what = "DivPrune's kernel, times faster than the plain torch loop (2,048 tokens, 256 kept, width 1,024)"
