@@ -153,8 +153,26 @@ def search_heads(options: argparse.Namespace) -> None:
     with terminal.progress() as progress:
         task = progress.add_task(family.name, total=options.clips)
         scores = heads.count(family, clips=options.clips, seed=options.seed, tick=partial(progress.advance, task))
-    path = heads.save(scores, family.name, options.out)
+    path = heads.save(scores, family.name, options.out or heads.FOUND)
     terminal.echo(f"{heads.summary(scores)}\n{path}")
+
+
+def search_profile(options: argparse.Namespace) -> None:
+    from elvi.bench import heads, profile
+    from elvi.prefill import btp, fitprune
+
+    measure, default, what = {
+        "btp": (profile.likeness, btp.FOUND, "Cosines of layers"),
+        "fitprune": (profile.recipes, fitprune.FOUND, "Recipes"),
+    }[options.kind]
+    family = _load(options.model)
+    with terminal.progress() as progress:
+        task = progress.add_task(family.name, total=options.clips)
+        found = measure(family, clips=options.clips, seed=options.seed, tick=partial(progress.advance, task))
+    path = heads.save(found, family.name, options.out or default, what)
+    for row in found.tolist():
+        terminal.echo(" ".join(f"{number:.3f}" for number in row))
+    terminal.echo(path)
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -277,6 +295,18 @@ def _search_parser(commands: Any) -> None:
         "--out", metavar="FILE", type=Path, help="the table to write to (default: the one that sparsemm reads)"
     )
     command.set_defaults(command=search_heads)
+    for kind, what in (
+        ("btp", "how much every layer changes the visual tokens"),
+        ("fitprune", "how many visual tokens every layer may lose, budget by budget"),
+    ):
+        command = kinds.add_parser(kind, help=what)
+        _model_option(command)
+        command.add_argument("--clips", metavar="N", type=_positive, default=64, help="clips (default 64)")
+        command.add_argument("--seed", metavar="S", type=int, default=0)
+        command.add_argument(
+            "--out", metavar="FILE", type=Path, help=f"the table to write to (default: that of {kind})"
+        )
+        command.set_defaults(command=search_profile, kind=kind)
 
 
 def _model_option(command: argparse.ArgumentParser) -> None:

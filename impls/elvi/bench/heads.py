@@ -120,9 +120,8 @@ def region(layout: Tokens, thing: Thing, second: int, seconds: int) -> Tensor:
     return layout.row[inside & layout.visual]
 
 
-def save(scores: Tensor, name: str, path: Path | None = None) -> Path:
-    """Write the scores of a model into a table, beside those of other models. Raises ElviError where it cannot be."""
-    path = path or FOUND
+def save(scores: Tensor, name: str, path: Path = FOUND, what: str = "Head scores") -> Path:
+    """Write rows of numbers of a model into a table, beside other models. Raises ElviError where it cannot be."""
     try:
         tables = json.loads(path.read_text()) if path.is_file() else {}
         tables[name] = [[round(score, 6) for score in row] for row in scores.tolist()]
@@ -132,9 +131,7 @@ def save(scores: Tensor, name: str, path: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
     except (OSError, ValueError, TypeError) as error:
-        raise ElviError(
-            f"Head scores were to be written to {path}, which failed ({error}): name another file."
-        ) from None
+        raise ElviError(f"{what} were to be written to {path}, which failed ({error}): name another file.") from None
     return path
 
 
