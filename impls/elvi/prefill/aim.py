@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
-from elvi.core.match import merge_most_alike
+from elvi.core.match import matched
 from elvi.core.seams import Layer
 from elvi.core.tokens import budget, top
 from elvi.core.views import attention_rows
@@ -100,7 +100,7 @@ class AIM:
             count = max(1, budget(self.keep_ratio, int((tokens.cell[:, 0] == step).sum())))
             while len(frame := (tokens.cell[:, 0] == step).nonzero()[:, 0]) > count:
                 target = torch.arange(len(tokens), device=frame.device)
-                target[frame] = frame[merge_most_alike(tokens.hidden[frame], len(frame) - count)]
+                target[frame] = frame[matched(tokens.hidden[frame], len(frame) - count)]
                 anchor, group, members = target.unique(return_inverse=True, return_counts=True)
                 tokens = tokens.merge(group, anchor, 1 / members[group])
         return tokens
