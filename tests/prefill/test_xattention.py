@@ -117,7 +117,7 @@ def test_planted_slash_is_found_at_odd_distance_and_slips_through_at_even():
 
 def test_mask_spans_whole_blocks_and_the_rest_of_the_last_one(device):
     query, keys = noise(4, 29, 8).to(device), noise(2, 29, 8, seed=1).to(device)
-    mask = XAttention(block=8, stride=4, threshold=0.1).attend(view_of(query, keys)).cpu()
+    mask = XAttention(block=8, stride=4, threshold=0.1).attend(view_of(query, keys)).mask(29).cpu()
     assert mask.shape == (4, 29, 29)
     assert torch.equal(mask[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, :29, :29], mask)
     assert mask[:, :, :8].all()
@@ -139,11 +139,12 @@ def test_prefill_equals_the_unmodified_model_under_the_same_masks():
 
     class Spy(XAttention):
         def attend(self, view):
-            masks.append(technique.attend(view))
-            return masks[-1]
+            blocks = technique.attend(view)
+            masks.append((blocks, view.query.shape[1]))
+            return blocks
 
     _, logits = prefill(Run(family, Plan(Spy())), noise_clip(), QUESTION)
-    waiting = iter(masks)
+    waiting = (blocks.mask(rows) for blocks, rows in masks)
 
     def masked(module, args, kwargs):
         return args, kwargs | {"attention_mask": next(waiting).tril()[None]}
@@ -169,7 +170,8 @@ def test_chosen_blocks_hold_more_attention_than_random_ones_on_a_trained_model()
 
     class Spy(XAttention):
         def attend(self, view):
-            weights, read = view.attention(), super().attend(view)
+            weights, blocks = view.attention(), super().attend(view)
+            read = blocks.mask(view.query.shape[1])
             places = read.shape[1] // self.block  # whole rows of blocks only
             grid = read[:, : places * self.block : self.block, : places * self.block : self.block]
             shuffled = torch.rand(grid.shape, generator=generator).masked_fill(
@@ -180,7 +182,7 @@ def test_chosen_blocks_hold_more_attention_than_random_ones_on_a_trained_model()
             held = weights[:, : places * self.block, : places * self.block].unflatten(2, (places, -1)).sum(3)
             held = held.unflatten(1, (places, -1)).mean(2)
             recalls.append([float((held * part).sum(-1).mean()) for part in (grid, random)])
-            return read
+            return blocks
 
     generator = torch.Generator().manual_seed(0)
     clip = elvi.sample(10_000, kind="needle", seconds=16)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from elvi.core.accept import Draft, Path, Sampler
+    from elvi.core.blocks import Blocks
     from elvi.core.facts import Fact
     from elvi.core.run import Run
     from elvi.core.store import Kept
@@ -96,13 +97,15 @@ class Reduce(Protocol):
 class Attend(Protocol):
     """What each query row reads: bool [Hq, Q, K] (may read), float [Hq, Q, K] (added to the logits), None (all).
 
+    While a prompt is read in one piece it may be Blocks: alone at its layer, what they leave out is not computed.
+
     `prefill` says whether it acts while the prompt is read, `decode` whether it acts afterwards.
     """
 
     prefill: ClassVar[bool]
     decode: ClassVar[bool]
 
-    def attend(self, view: LayerView) -> Tensor | None: ...
+    def attend(self, view: LayerView) -> Tensor | Blocks | None: ...
 
 
 @runtime_checkable

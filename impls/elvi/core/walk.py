@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from elvi.core.blocks import Blocks, attend_blocks
 from elvi.core.heads import attend_by_head
 from elvi.core.run import Run
 from elvi.core.store import row_bytes
@@ -116,7 +117,9 @@ def attention(module, query, key, value, attention_mask, *, scaling: float, run:
     mask = _mask(run, layer, query[0])
     fetched = _fetched(run, layer, query[0])
     run.attended(layer, query[0], key[0], scaling)
-    if store.by_head:
+    if isinstance(mask, Blocks):
+        out = attend_blocks(query[0], key[0], value[0], mask, scaling)[None]
+    elif store.by_head:
         out = attend_by_head(query[0], store.heads(), store.far, fetched, mask, scaling)[None]
     elif mask is None:
         return kernel(module, query, key, value, None, scaling=scaling, **kwargs)
@@ -139,8 +142,8 @@ def _fetched(run: Run, layer: int, query: Tensor) -> Fetched | None:
     return fetched
 
 
-def _mask(run: Run, layer: int, query: Tensor) -> Tensor | None:
-    """What the rows in flight may read: None (plain causal), or bool / float [Hq or 1, Q, K]."""
+def _mask(run: Run, layer: int, query: Tensor) -> Tensor | Blocks | None:
+    """What the rows in flight may read: None (plain causal), Blocks, or bool / float [Hq or 1, Q, K]."""
     count, keys = query.shape[1], run.store.layers[layer].length
     mask = None
     if run.tree is not None:
@@ -148,12 +151,15 @@ def _mask(run: Run, layer: int, query: Tensor) -> Tensor | None:
         mask[:, :, keys - run.tree.shape[1] :] = run.tree
     elif 1 < count < keys:
         mask = _causal(count, keys, query)
-    for technique in run.plan.attends:
-        if not (technique.prefill if run.prefilling else technique.decode):
-            continue
-        extra = technique.attend(run.view(technique, layer, query, run.store.rows))
-        if extra is not None:
-            mask = _combine(_causal(count, keys, query) if mask is None else mask, extra)
+    acting = [each for each in run.plan.attends if (each.prefill if run.prefilling else each.decode)]
+    reads = [each.attend(run.view(each, layer, query, run.store.rows)) for each in acting]
+    reads = [extra for extra in reads if extra is not None]
+    if mask is None and len(reads) == 1 and isinstance(reads[0], Blocks) and query.device.type == "cpu":
+        return reads[0]
+    for extra in reads:
+        if isinstance(extra, Blocks):
+            extra = extra.mask(count)
+        mask = _combine(_causal(count, keys, query) if mask is None else mask, extra)
     return mask
 
 

@@ -6,7 +6,7 @@ alike, so it tells a block's share of the attention at 1/s of the cost. Each row
 whose shares sum to tau. With an even stride, a slash one token wide at an even distance passes between antidiagonals.
 
 Where we differ:
-- This reference masks the blocks left out; it computes what the sparse kernel computes but is not faster.
+- On the CPU the blocks left out are skipped, one matrix product after another; on other devices they are masked.
 - Key block 0 and the diagonal block are always read and count towards tau. In its first chunk the released code counts
   the diagonal only, and it takes one block more than the rule asks for.
 - One threshold for all heads (the paper profiles one per head for a language model); tau = 1 is dense.
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from elvi.core.blocks import Blocks, fewest
 from elvi.core.facts import Fact
 from elvi.errors import BudgetError, check_range
 
@@ -62,15 +63,14 @@ class XAttention:
                 "use a divisor of the block."
             )
 
-    def attend(self, view: LayerView) -> Tensor | None:
+    def attend(self, view: LayerView) -> Blocks | None:
         rows = view.query.shape[1]
         if self.threshold == 1.0 or rows <= 2 * self.block:  # two blocks a row are always read
             return None
         keys = view.keys.repeat_interleave(view.query.shape[0] // view.keys.shape[0], dim=0)
         logits = antidiagonal(view.query, keys, self.stride, self.block) * view.scaling
         mass = block_mass(logits, rows, self.stride, self.block)
-        read = select(mass, self.threshold)
-        return read.repeat_interleave(self.block, 1)[:, :rows].repeat_interleave(self.block, 2)[:, :, :rows]
+        return Blocks(select(mass, self.threshold), self.block, self.block)
 
 
 def antidiagonal(query: Tensor, keys: Tensor, stride: int, block: int) -> Tensor:
@@ -104,8 +104,4 @@ def select(mass: Tensor, threshold: float) -> Tensor:
     """
     always = torch.eye(mass.shape[1], dtype=torch.bool, device=mass.device)
     always[:, 0] = True
-    sure = (mass * always).sum(-1, keepdim=True)
-    rest, order = mass.masked_fill(always, 0).sort(dim=-1, descending=True, stable=True)
-    wanted = sure + rest.cumsum(-1) - rest < threshold
-    chosen = torch.zeros_like(wanted).scatter(-1, order, wanted)
-    return (chosen | always) & torch.ones_like(always).tril()
+    return fewest(mass, threshold, always.expand_as(mass)) & torch.ones_like(always).tril()
