@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from elvi_survey.check import check
+from elvi_survey.codefacts import read_techniques
 from elvi_survey.load import load_catalog
 from elvi_survey.problems import CatalogError
 
@@ -142,6 +143,16 @@ def test_a_related_technique_is_a_package(tree: Path, put) -> None:
     put({"impls/elvi/related/lone_thing/__init__.py": SYSTEM})
     [problem] = check(tree)
     assert (problem.file, problem.code) == ("impls/elvi/related/lone_thing/__init__.py", "record-missing")
+
+
+def test_the_lines_of_a_related_technique_are_those_of_its_whole_package(tree: Path, put) -> None:
+    put(
+        {
+            "impls/elvi/related/lone_thing/__init__.py": SYSTEM,
+            "impls/elvi/related/lone_thing/model.py": "a = 1\nb = 2\n",
+        }
+    )
+    assert read_techniques(tree)["lone-thing"].lines == len(SYSTEM.splitlines()) + 2
 
 
 def test_a_related_package_without_a_system_breaks_the_contract(tree: Path, put) -> None:

@@ -54,7 +54,10 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Technique:
-    """A module and its classes, the main one first; the facts of the main one can be read directly."""
+    """A module and its classes, the main one first; the facts of the main one can be read directly.
+
+    lines: of the module, or of all modules of a related system.
+    """
 
     id: str
     stage: str
@@ -129,7 +132,9 @@ def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
         classes = [_class(node, source.splitlines()) for node in nodes]
     except (ValueError, RecursionError):
         raise CodeFactsError(file, nodes[0].lineno, "a value of the class is no literal", "write it out") from None
-    return Technique(id_, stage, file, len(source.splitlines()), doc.split("\n\n")[0].replace("\n", " "), doc, classes)
+    files = [each.relative_to(root).as_posix() for each in sorted(path.parent.glob("*.py"))]
+    lines = sum(len(_parse(root, each)[0].splitlines()) for each in (files if stage == RELATED else [file]))
+    return Technique(id_, stage, file, lines, doc.split("\n\n")[0].replace("\n", " "), doc, classes)
 
 
 def read_facts(root: Path) -> dict[str, str]:
