@@ -161,7 +161,8 @@ def _latency(trained: Trained, own: plot.Table, test: Tensor, threshold: float) 
         rows[name] = (name, 1000 * statistics.median(times[name]), float(median), float(q1), float(q3), bound)
     columns = ("way", "ms", "ratio to the teacher", "first quartile", "third quartile", "ratio of layer-tokens")
     note = (
-        f"{len(test)} sentences, one at a time, the best of {REPEATS} on each; all tri-grams in the table ({own.count:,} rows, {own.nbytes:,} bytes), "
+        f"{len(test)} sentences, one at a time, the best of {REPEATS} on each; all tri-grams in the table "
+        f"({own.count:,} rows, {own.nbytes:,} bytes), "
         f"exit above {threshold:g}. Layer-tokens: tri-grams triple the tokens of the lower layers, a table removes "
         "them; the ratio is (3S+G) or G over the layers of the teacher."
     )
@@ -232,9 +233,9 @@ def _ended(climbed: tuple[Tensor, Tensor], below: int = 0) -> tuple[Tensor, int]
 
 @torch.inference_mode()
 def _race(ways: dict[str, Way], sentences: list[Tensor]) -> dict[str, list[float]]:
-    """Seconds of every way on each sentence, the best of some rounds of all ways in turn; the first sentence warms up."""
+    """Seconds of every way on each sentence, the best of some rounds of all ways in turn."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for ids in [sentences[0], *sentences]:
+    for ids in [sentences[0], *sentences]:  # the first warms up
         best = dict.fromkeys(ways, math.inf)
         for _ in range(REPEATS):
             for name, way in ways.items():
