@@ -99,7 +99,7 @@ def save(trained: Trained, folder: Path) -> None:
     """Weights in half precision, vocabulary and recipe."""
     state = {name: tensor.half().contiguous() for name, tensor in trained.modules.state_dict().items()}
     save_file(state, folder / "model.safetensors", {"recipe": json.dumps(asdict(trained.recipe))})
-    trained.pieces.save(str(folder / "pieces.json"))
+    trained.pieces.save(str(folder / "pieces.json"), pretty=False)
     (folder / "recipe.json").write_text(json.dumps(asdict(trained.recipe), indent=1) + "\n")
 
 
