@@ -32,9 +32,9 @@ def check_range(owner: object, field: str, low: float, high: float, *, open_low:
         raise BudgetError(f"{type(owner).__name__} was asked for {field}={value}, which is out of range: use {span}.")
 
 
-def check_choice(owner: object, field: str, *choices: str) -> None:
-    """Raise BudgetError unless owner.field is one of the words."""
+def check_choice(owner: object, field: str, *choices: object) -> None:
+    """Raise BudgetError unless owner.field is one of the choices."""
     value = getattr(owner, field)
     if value not in choices:
-        known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        known = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
         raise BudgetError(f"{type(owner).__name__} was asked for {field}={value}, which it does not know: use {known}.")

@@ -9,7 +9,7 @@ from trained import chosen_and_random
 from elvi.core.plan import Plan
 from elvi.core.tokens import Tokens
 from elvi.core.views import Seen
-from elvi.encode.llava_prumerge import LLaVAPruMerge, outliers, shares
+from elvi.encode.llava_prumerge import LLaVAPruMerge, shares
 from elvi.errors import BudgetError, FitError
 
 QUESTION = "what color is the star ?"
@@ -65,13 +65,6 @@ def test_frames_are_merged_as_the_paper_says(options):
     torch.testing.assert_close(out.hidden, torch.stack(expected), rtol=1e-5, atol=1e-5)
     assert float(out.mass.sum()) == len(tokens)
     assert (out.row.diff() > 0).all()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_outlier_bound_is_that_of_interpolated_quartiles(seed):
-    paid = torch.rand(37, generator=torch.Generator().manual_seed(seed)) ** 8
-    low, high = np.percentile(paid.double().numpy(), [25, 75])
-    assert outliers(paid, 1.5) == int((paid.double().numpy() > high + 1.5 * (high - low)).sum()) > 0
 
 
 def test_planted_spikes_are_what_stays(device):

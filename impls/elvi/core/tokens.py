@@ -128,3 +128,9 @@ def top(score: Tensor, count: int) -> Tensor:
 def budget(keep_ratio: float, total: int) -> int:
     """How many of `total` a keep ratio leaves: rounded half up, between 0 and `total`."""
     return max(0, min(total, int(keep_ratio * total + 0.5)))
+
+
+def outliers(score: Tensor, factor: float = 1.5) -> int:
+    """How many of score [n] lie more than `factor` interquartile ranges above the third quartile (interpolated)."""
+    low, high = (score.double().quantile(share) for share in (0.25, 0.75))
+    return int((score > high + factor * (high - low)).sum())

@@ -32,7 +32,7 @@ from torch.nn.functional import normalize
 
 from elvi.core.facts import Fact
 from elvi.core.seams import Encoded
-from elvi.core.tokens import Tokens, budget, top
+from elvi.core.tokens import Tokens, budget, outliers, top
 from elvi.errors import check_choice, check_range
 
 if TYPE_CHECKING:
@@ -95,12 +95,6 @@ class LLaVAPruMerge:
             tokens, stays = replace(tokens, mass=mass), stays.index_fill(0, summary, True)
         hidden = weight[stays] @ tokens.hidden.float()
         return tokens.keep(stays).with_hidden(hidden.to(tokens.hidden.dtype))
-
-
-def outliers(paid: Tensor, factor: float) -> int:
-    """How many of paid [n] lie above Q3 + factor (Q3 - Q1), quartiles being interpolated."""
-    low, high = (paid.double().quantile(share) for share in (0.25, 0.75))
-    return int((paid > high + factor * (high - low)).sum())
 
 
 def shares(stays: Tensor, paid: Tensor, key: Tensor, neighbours: int) -> Tensor:

@@ -41,13 +41,22 @@ class FrameScorer:
         """
         return self._likeness(clip, text, self._patches)
 
+    @torch.inference_mode()
+    def patch_products(self, clip: Clip, text: str) -> Tensor:
+        """Dot products float32 [F, side, side] of a text and every patch, as for `patch_scores` but not normalised."""
+        return (self._seen(clip, self._patches) @ self._spoken(text)).cpu()
+
     def _likeness(self, clip: Clip, text: str, look: Callable[[Tensor], Tensor]) -> Tensor:
+        return (normalize(self._seen(clip, look), dim=-1) @ normalize(self._spoken(text), dim=-1)).cpu()
+
+    def _seen(self, clip: Clip, look: Callable[[Tensor], Tensor]) -> Tensor:
+        batches = (clip.frames[start : start + BATCH] for start in range(0, len(clip), BATCH))
+        return torch.cat([look(self._pixels(frames)) for frames in batches]).float()
+
+    def _spoken(self, text: str) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
         ids = self.tokenizer([text], truncation=True, max_length=length, return_tensors="pt")["input_ids"]
-        spoken = self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
-        batches = (clip.frames[start : start + BATCH] for start in range(0, len(clip), BATCH))
-        seen = torch.cat([look(self._pixels(frames)) for frames in batches])
-        return (normalize(seen.float(), dim=-1) @ normalize(spoken.float(), dim=-1)[0]).cpu()
+        return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output[0].float()
 
     def _pixels(self, frames: Any) -> Tensor:
         return self.image_processor(images=[*frames], return_tensors="pt")["pixel_values"].to(self.model.device)
