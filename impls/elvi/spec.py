@@ -37,7 +37,8 @@ def convert(name: str, cls: type[Any], field: str, text: str) -> Any:
     if field not in declared:
         have = f"it has {', '.join(declared)}" if declared else "it has none"
         raise SpecError(f"{name} has no field {field!r}: {have}.")
-    for kind in declared[field].replace(" ", "").split("|"):
+    kinds = declared[field].replace(" ", "").split("|")
+    for kind in sorted(kinds, key=lambda kind: kind == "str"):  # any text is a str, so the others are tried first
         try:
             return _READERS[kind](text)
         except ValueError:

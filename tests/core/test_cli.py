@@ -131,7 +131,7 @@ def test_class_token_that_the_tower_lacks_is_refused(model, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "fastvv"], "There is no technique 'fastvv': did you mean fastv?"),
+        (["run", "fastvv"], "There is no technique 'fastvv': did you mean fastv"),
         (["show", "nothing-like-it"], "`elvi list` names them all"),
         (["run", "fastv:layr=2"], "fastv has no field 'layr': it has layer, keep_ratio."),
         (["run", "fastv:layer=x"], "fastv takes int for layer, and 'x' is not one"),
@@ -145,7 +145,7 @@ def test_class_token_that_the_tower_lacks_is_refused(model, capsys, monkeypatch)
         (["run", "--image", __file__, "--prompt", "x"], "cannot be read as an image"),
         (["run", "--image", __file__], "No question was asked about the pictures"),
         (["bench"], "Nothing was named to measure"),
-        (["bench", "fastvv"], "did you mean fastv?"),
+        (["bench", "fastvv"], "did you mean fastv"),
         (["bench", "--speed", "generation,sped"], "asked for 'sped', which it does not measure: use generation, "),
         (["bench", "fastv", "--budget", "0.1,lots"], "'lots' is not one"),
         (["bench", "fastv", "--budget", "7"], "out of range"),

@@ -94,6 +94,8 @@ def test_frames_index_the_visual_tokens_of_every_step():
     row = Tokens(torch.zeros(6, 2), torch.zeros(1, 6), torch.arange(6), cell, torch.ones(6), torch.arange(6))
     assert row.frames.tolist() == [[1, 2], [4, 5]]
     assert row.keep(cell[:, 0] < 0).frames.shape == (0, 0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_outlier_bound_is_that_of_interpolated_quartiles(seed):
     paid = torch.rand(37, generator=torch.Generator().manual_seed(seed)) ** 8

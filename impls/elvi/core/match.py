@@ -48,7 +48,8 @@ def folded(metric: Tensor, mass: Tensor, count: int, penalty: Tensor | None = No
         count -= min(count, len(left) // 2)
         owner = left[going][torch.searchsorted(left, owner)]
         anchor, group = going.unique(return_inverse=True)
-        metric, penalty = (None if part is None else means(part, total, group) for part in (metric, penalty))
+        metric = means(metric, total, group)
+        penalty = None if penalty is None else means(penalty, total, group)
         total = torch.zeros_like(total[: len(anchor)]).index_add_(0, group, total)
         left = left[anchor]
     return owner
