@@ -140,42 +140,50 @@ class _Ground:
         self.refused = np.zeros(self.source.max() + 1, dtype=int)  # rejections of a source in a row
 
     def propose(self, count: int, budget: int) -> list[tuple[int, float | None]]:
-        """Up to `count` chunks, best first, each with its expected gain (None where it was drawn)."""
-        if not self.active.any():  # everything is pruned: open it again
-            self.active[:] = True
-            self.active[list(self.gains)] = False
-            self.refused[:] = 0
+        """Up to `count` chunks, best first, each with its expected gain (None where it was drawn).
+
+        Chunks that are surely of no use are pruned first; if none is left, all that were pruned are open again.
+        """
+        if not self.active.any():
+            self._reopen()
         open_ = self.active.nonzero()[0]
         if not len(open_):
             return []
         if self.trait.acquisition == "random":
             return [(int(chunk), None) for chunk in self.chance.permutation(open_)[:count]]
         if not self.gains:
-            return self._first(budget, count)
+            return self._first(budget)
         mean, spread = self._posterior(open_)
+        useless = mean + 2 * spread < self.trait.threshold
+        if self.trait.prune and useless.all():
+            self._reopen()
+            open_ = self.active.nonzero()[0]
+            mean, spread = self._posterior(open_)
+        elif self.trait.prune:
+            self.active[open_[useless]] = False
+            open_, mean, spread = open_[~useless], mean[~useless], spread[~useless]
         value = expected_improvement(mean, spread) if self.trait.acquisition == "ei" else mean + spread
         order = np.argsort(-value, kind="stable")[:count]
         return [(int(open_[place]), float(mean[place])) for place in order]
 
-    def _first(self, budget: int, count: int) -> list[tuple[int, float | None]]:
+    def _reopen(self) -> None:
+        self.active[:] = True
+        self.active[list(self.gains)] = False
+        self.refused[:] = 0
+
+    def _first(self, budget: int) -> list[tuple[int, float | None]]:
         """One chunk of each source, or of as many sources as a third of the budget pays for."""
         sources = self.chance.permutation(np.unique(self.source))[: max(budget // 3, 1)]
         return [(int(self.chance.choice((self.source == source).nonzero()[0])), None) for source in sources]
 
     def observe(self, chunk: int, gain: float, accepted: bool) -> None:
-        """Note the gain and prune: chunks that are surely of no use, and sources refused `patience` times in a row."""
+        """Note the gain; a source refused `patience` times in a row is closed."""
         self.gains[chunk] = gain
         self.active[chunk] = False
-        if not self.trait.prune or self.trait.acquisition == "random":
-            return
         source = self.source[chunk]
         self.refused[source] = 0 if accepted else self.refused[source] + 1
-        if self.refused[source] >= self.trait.patience:
+        if self.trait.prune and self.refused[source] >= self.trait.patience:
             self.active[self.source == source] = False
-        open_ = self.active.nonzero()[0]
-        if len(open_):
-            mean, spread = self._posterior(open_)
-            self.active[open_[mean + 2 * spread < self.trait.threshold]] = False
 
     def _posterior(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seen = list(self.gains)[-MEMORY:]

@@ -12,6 +12,7 @@ import re
 import tarfile
 import zipfile
 import zlib
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def hashed(texts: list[str]) -> Tensor:
 
 
 def _find(folder: str, pattern: str) -> Path:
-    found = sorted(path for path in Path(folder).glob("*") if path.match(pattern, case_sensitive=False))
+    found = sorted(path for path in Path(folder).glob("*") if fnmatch(path.name.lower(), pattern))
     if not found:
         raise FileNotFoundError(f"no {pattern}")
     return found[-1]
