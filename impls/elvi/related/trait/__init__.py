@@ -13,8 +13,9 @@ Where we differ:
 - The retriever is one linear map of hashed words, and the sources are made up: 12 in place of BERRI's 40 or so. Real
   text stands beside them as an illustration.
 - Few-shot only; nothing is pseudo-labelled.
-- Acceptance asks for a gain, so quality on the dev queries never falls while it is measured without error, and going
-  back has nothing to do; the experiment therefore adds error to early gains.
+- Acceptance asks for a gain on the dev queries, so with exact measurements quality hardly falls and going back has
+  little to do (chunks of one batch, as the first ones, are measured apart and added together, which can cost a little).
+  The experiment of going back therefore adds error to early gains.
 """
 
 from __future__ import annotations
