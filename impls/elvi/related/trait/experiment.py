@@ -116,25 +116,26 @@ def _ways(trait: Trait, place: tuple, shares: tuple[float, ...], rows: dict[tupl
     chance = np.random.default_rng(trait.seed)
     kinds = [world.sources[number].kind for number in source]
 
-    def add(way: str, evaluated: float, chosen: list[int]) -> None:
+    def add(way: str, evaluated: float | None, chosen: list[int]) -> None:
         theta = final(trait, chunks, chosen, world.target, theta0)
         harmful = np.mean([kinds[chunk] == HARMFUL for chunk in chosen]) if chosen and kinds[0] else None
         found = ndcg(theta, world.test), ndcg(theta, world.target.dev), len(chosen) / len(chunks), harmful
         rows[way, evaluated].append(found)
 
     everything = list(range(len(chunks)))
-    add("target pairs only", 0.0, [])
-    add("all sources", 0.0, everything)
+    add("target pairs only", None, [])
+    add("all sources", None, everything)
     if kinds[0]:
-        add("helpful sources, as the generator knows", 0.0, [i for i in everything if kinds[i] == HELPFUL])
+        add("helpful sources, as the generator knows", None, [i for i in everything if kinds[i] == HELPFUL])
     alone = {number: (source == number).nonzero()[0].tolist() for number in np.unique(source)}
     dev = {k: ndcg(final(trait, chunks, chosen, world.target, theta0), world.target.dev) for k, chosen in alone.items()}
-    add("best single source by dev", 0.0, alone[max(dev, key=dev.get)])
+    add("best single source by dev", 1.0, alone[max(dev, key=dev.get)])
     count = budget_of(trait, chunks)
     centre = encode(theta0, world.target.adapt.query).mean(0)
     near = [float(F.cosine_similarity(encode(theta0, pairs.query).mean(0), centre, dim=0)) for pairs in chunks.pairs]
-    add(f"{count} chunks nearest to the target pairs", 0.0, np.argsort(-np.array(near), kind="stable")[:count].tolist())
-    add(f"{count} random chunks, untested", 0.0, chance.permutation(len(chunks))[:count].tolist())
+    nearest = np.argsort(-np.array(near), kind="stable")[:count].tolist()
+    add(f"{count} chunks nearest to the target pairs", None, nearest)
+    add(f"{count} random chunks, untested", None, chance.permutation(len(chunks))[:count].tolist())
     oracle = select(replace(at_random(trait), share=1.0), chunks, world.target, theta0)
     for share in (*shares, 1.0):  # a smaller budget stops earlier on the same way
         tried = oracle.trials[: budget_of(replace(trait, share=share), chunks)]
@@ -171,13 +172,15 @@ def _quality(rows: dict[tuple, list[tuple]], trait: Trait) -> Table:
         test, dev, trained = (np.array([row[k] for row in found]) for k in range(3))
         harmful = [100 * row[3] for row in found if row[3] is not None]
         spread = float(test.std(ddof=1))
-        made.append((way, 100 * evaluated, 100 * float(trained.mean()), float(test.mean()), spread, float(dev.mean()),
+        tried = None if evaluated is None else 100 * evaluated
+        made.append((way, tried, 100 * float(trained.mean()), float(test.mean()), spread, float(dev.mean()),
                      float(np.mean(harmful)) if harmful else None))  # fmt: skip
     name = "Real text: news rated by people" if trait.texts else "Made-up sources: 3 helpful, 5 neutral, 4 harmful"
     columns = ("chosen by", "chunks evaluated %", "trained on %", "test nDCG@10", "spread", "dev nDCG@10",
                "harmful among chosen %")  # fmt: skip
     note = f"Mean over {SEEDS} seeds; spread is the standard deviation over them. Every way trains {trait.final_steps} "
-    note += "steps from one start, then on the target's pairs. Dev queries decide the selection, test queries do not."
+    note += "steps from one start, then on the target's pairs. Dev queries decide the selection, test queries do not. "
+    note += "The best single source is found by training on each source in whole."
     return Table(name, columns, made, note + (" An illustration: 25 test queries." if trait.texts else ""))
 
 
@@ -187,13 +190,17 @@ def _paired(rows: dict[tuple, list[tuple]], shares: tuple[float, ...]) -> Table:
     made = []
     for share in shares:
         ours = [row[0] for row in rows["Trait", share]]
-        for rival in (("random, tested", share), ("all sources", 0.0)):
+        for rival in (("random, tested", share), ("all sources", None)):
             theirs = [row[0] for row in rows[rival]]
             gaps = np.subtract(ours, theirs)
             p = float(ttest_rel(ours, theirs).pvalue) if gaps.std() > 0 else None
             made.append((100 * share, rival[0], float(gaps.mean()), float(gaps.std(ddof=1)), p))
     columns = ("chunks evaluated %", "against", "difference in test nDCG@10", "spread", "p")
-    return Table("Trait less another way, seed by seed", columns, made, "p of a paired t-test.")
+    behind = [f"{row[1]} at {row[0]:g} % ({row[2]:+.3f})" for row in made if row[2] < 0]
+    note = "p of a paired t-test. Trait should be ahead of both."
+    if behind:
+        note += f" Here it is behind {', '.join(behind)}."
+    return Table("Trait less another way, seed by seed", columns, made, note)
 
 
 def _extra(extra: dict[str, list[tuple]]) -> list[Table]:
