@@ -30,7 +30,7 @@ from elvi.related import Table
 if TYPE_CHECKING:
     from elvi.related.pyramid_ner.train import Tagger
 
-PROMPT = "Karlo Bank envoy Mirven Tador praised the lawyer of the head of the union of Nelrho university on Monday ."
+PROMPT = "Karlo Bank envoy Mirven Tador praised the lawyer of the union of Nelrho university on Monday ."
 WEIGHTS = Path(__file__).parent / "weights" / "pyramid.safetensors"
 FRESH = 200
 
@@ -40,8 +40,8 @@ class PyramidNER:
     """Nested mentions of a sentence. `weights` is a file of `elvi train`; empty for the shipped ones.
 
     The other fields shape training: `depth` (D) + 1 layers of width `hidden` (H), with the `inverse` pyramid or
-    without; a corpus of `sentences` in which a mention holds another with chance `nesting` and a crossing pair stands in
-    a sentence with chance `crossing`. Raises BudgetError for values out of range.
+    without; a corpus of `sentences` in which a mention holds another with chance `nesting` and a sentence holds a
+    crossing pair with chance `crossing`. Raises BudgetError for values out of range.
     """
 
     weights: str = ""
@@ -97,6 +97,7 @@ class PyramidNER:
         `data` is a JSON file; a valid.json beside it decides between epochs, else every tenth sentence of it.
         """
         from elvi.related.pyramid_ner.data import corpus, read
+        from elvi.related.pyramid_ner.labels import known, spans
         from elvi.related.pyramid_ner.train import fit, save, shape_of
 
         if data is None:
@@ -112,6 +113,8 @@ class PyramidNER:
                 f"{data} was to be trained on, but its training part holds no mentions: give a larger file."
             )
         shape = shape_of(train, self.hidden, self.depth, self.inverse)
+        for kind in {kind for sentence in valid for kind in spans(sentence.mentions).values()}:
+            known(kind, shape.tags)  # refuses labels that training says nothing about
         state = out / "pyramid.pt"
         how = {"epochs": self.epochs, "seed": self.seed, "checkpoint": state, "resume": resume, "tick": tick}
         save(fit(shape, train, valid, **how), out / "pyramid.safetensors")
