@@ -249,6 +249,7 @@ def test_the_shipped_weights_recover_nested_long_and_crossing_mentions():
     found = tagger.read([s.tokens for s in test])
     ceiling = 100 * sum(map(flat_ceiling, gold)) / sum(map(len, gold))
     assert score(gold, found)[1] > ceiling + 20
-    for pick in (inside, crossing, lambda m: {x for x in m if x[2] - x[1] > 8}):
+    long = lambda m: {x for x in m if x[2] - x[1] > 8}  # noqa: E731
+    for pick, least in ((inside, 0.8), (crossing, 0.8), (long, 0.3)):
         wanted = [pick(m) for m in gold]
-        assert sum(len(w & f) for w, f in zip(wanted, found, strict=True)) > 0.6 * sum(map(len, wanted))
+        assert sum(len(w & f) for w, f in zip(wanted, found, strict=True)) > least * sum(map(len, wanted))
