@@ -28,15 +28,17 @@ FRESH, LISTED = 500, 6
 
 @dataclass(frozen=True)
 class T2DR:
-    """Sentiments of fresh samples of which a share `missing` of the frames and the modalities `absent` are taken away.
+    """Sentiments of samples of which a share `missing` of the frames and the modalities `absent` are taken away.
 
-    `absent` is none, or names joined by +, such as audio+vision. `weights` is a file of `elvi train`; empty for the
-    shipped ones. The other fields shape training. Raises BudgetError for values out of range.
+    `absent` is none, or names joined by +, such as audio+vision. `weights` is a file of `elvi train`, empty for the
+    shipped ones; `data` a file whose test split is read, empty for the generator. The other fields shape training.
+    Raises BudgetError for values out of range.
     """
 
     missing: float = 0.5
     absent: str = "none"
     weights: str = ""
+    data: str = ""
     hidden: int = 32
     samples: int = 3000
     epochs: int = 8
@@ -56,7 +58,7 @@ class T2DR:
         """Sentiments and weights of a few samples, and the error over many, with and without the parts taken away."""
         import torch
 
-        from elvi.related.t2dr.data import MODALITIES, corpus, drop_frames, without
+        from elvi.related.t2dr.data import MODALITIES, corpus, drop_frames, read, without
         from elvi.related.t2dr.train import load
 
         if prompt is not None:
@@ -66,7 +68,7 @@ class T2DR:
             if name not in MODALITIES:
                 raise ElviError(f"T2DR was asked for absent={name}, which is no modality: use {', '.join(MODALITIES)}.")
         fusion = load(Path(self.weights) if self.weights else WEIGHTS)
-        whole = corpus("test", FRESH, self.seed)
+        whole = read(Path(self.data))["test"] if self.data else corpus("test", FRESH, self.seed)
         part = drop_frames(without(whole, absent), self.missing, torch.Generator().manual_seed(self.seed))
         said, w = fusion.read(part)
         rows = [
@@ -80,7 +82,7 @@ class T2DR:
         ]
         return [
             Table("Sentiments", columns, rows, f"Missing frames {self.missing:g}, absent modalities: {self.absent}."),
-            Table(f"Error over {FRESH} samples", ("present", "MAE"), [(name, round(e, 3)) for name, e in errors]),
+            Table(f"Error over {len(whole)} samples", ("present", "MAE"), [(name, round(e, 3)) for name, e in errors]),
         ]
 
     def bench(self, tick: Callable[[int, int], None]) -> list[Table]:
