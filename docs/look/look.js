@@ -1,4 +1,4 @@
-// ELVI look: theme, copy, filter of the papers table, search. No dependency; every page reads fully without it.
+// ELVI look: theme, copy, search. No dependency; every page reads fully without it.
 (() => {
   const $ = (s, r = document) => r.querySelector(s), $$ = (s, r = document) => [...r.querySelectorAll(s)];
   const root = document.documentElement;
@@ -19,23 +19,6 @@
       try { await navigator.clipboard.writeText(text); b.textContent = "Copied"; } catch { b.textContent = "Press Ctrl+C"; }
       setTimeout(() => { b.textContent = "Copy"; }, 1600);
     };
-  }
-
-  // ---- papers table: words filter the rows, the query string keeps them -------------------
-  const filter = $("#papers-filter");
-  if (filter) {
-    const rows = $$(".papers tbody tr").map(tr => [tr, tr.textContent.toLowerCase()]), q = $("input", filter);
-    const paint = () => {
-      const words = q.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
-      for (const [tr, text] of rows) { const fits = words.every(w => text.includes(w)); tr.hidden = !fits; shown += fits; }
-      $("#papers-count").textContent = shown; $("#papers-none").hidden = shown > 0;
-    };
-    const read = () => { q.value = new URLSearchParams(location.search).get("q") || ""; paint(); };
-    filter.hidden = false;
-    filter.onsubmit = event => event.preventDefault();
-    q.oninput = () => { history.replaceState(null, "", q.value ? "?" + new URLSearchParams({ q: q.value }) : location.pathname); paint(); };
-    addEventListener("popstate", read); read();
   }
 
   // ---- search: the Pagefind index is fetched with the first letter -------------------------

@@ -3,62 +3,13 @@
 Needs `chromium` on the path and axe-core from `npm ci`; both are test dependencies, and the tests fail without them.
 """
 
-import shutil
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from threading import Thread
-
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsing import scrolls_sideways, violations
 
-AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression/",
          "compared": "prefill/token-compression/compared/", "technique": "papers/fastv/",
          "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/",
          "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/"}  # fmt: skip
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22a", "wcag22aa"]}
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture(scope="session")
-def address(site: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    assert executable, "install chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context.new_page()
-    context.close()
-
-
-def violations(page: Page) -> list[tuple[str, list[str]]]:
-    """(rule, elements) of everything axe-core finds on the page that is open."""
-    page.add_script_tag(path=AXE)
-    found = page.evaluate("rules => axe.run(document, rules)", RULES)
-    return [(v["id"], [node["html"][:160] for node in v["nodes"]]) for v in found["violations"]]
-
-
-def scrolls_sideways(page: Page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [
@@ -113,21 +64,6 @@ def test_the_theme_button_switches_and_the_choice_stays(page, address):
     assert page.evaluate(paper) == dark
 
 
-def test_words_filter_the_papers_and_stay_in_the_address(page, address):
-    page.goto(address + "papers/")
-    rows = page.locator(".papers tbody tr:visible")
-    everything = rows.count()
-    page.get_by_role("searchbox").fill("attention-guided 2024")
-    assert everything > rows.count() == 1
-    assert page.locator("#papers-count").inner_text() == "1"
-    assert page.url.endswith("?q=attention-guided+2024")
-    page.reload()
-    assert rows.count() == 1
-    page.get_by_role("searchbox").fill("no such words")
-    assert rows.count() == 0
-    assert page.locator("#papers-none").is_visible()
-
-
 def test_search_finds_a_technique_by_its_name(page, address):
     page.goto(address + "search/")
     page.get_by_role("searchbox").fill("fastv")
@@ -152,7 +88,7 @@ def test_pages_read_fully_without_scripts(browser, address, root):
     page = context.new_page()
     page.goto(address + "papers/")
     assert page.locator(".papers tbody tr:visible").count() == len(list((root / "catalog").glob("*.yaml")))
-    assert not page.locator("#papers-filter").is_visible()
+    assert not page.locator("#explorer").is_visible()
     page.goto(address + "papers/fastv/")
     assert page.get_by_text("elvi run fastv").first.is_visible()
     assert not page.get_by_role("button", name="Copy").first.is_visible()

@@ -22,13 +22,9 @@ from elvi_survey.cli import FORMATS as OFFERED
 from elvi_survey.export import (
     FORMATS,
     bibtex,
-    to_bibtex,
     to_cff,
-    to_csl,
-    to_csv,
     to_json,
     to_record_schema,
-    to_ris,
     to_schema,
 )
 from elvi_survey.load import catalog_files, load_catalog
@@ -43,7 +39,7 @@ def catalog(repository: Path) -> Catalog:
 
 
 def test_bibtex_of_every_record_parses_under_its_id(catalog: Catalog) -> None:
-    library = bibtexparser.parse_string(to_bibtex(catalog))
+    library = bibtexparser.parse_string(FORMATS["bibtex"](catalog))
     assert library.failed_blocks == []
     assert [entry.key for entry in library.entries] == list(catalog.records)
     for entry in library.entries:
@@ -54,7 +50,7 @@ def test_bibtex_of_every_record_parses_under_its_id(catalog: Catalog) -> None:
 
 
 def test_bibtex_says_the_kind_of_venue_and_its_long_name(catalog: Catalog) -> None:
-    entries = {entry.key: entry for entry in bibtexparser.parse_string(to_bibtex(catalog)).entries}
+    entries = {entry.key: entry for entry in bibtexparser.parse_string(FORMATS["bibtex"](catalog)).entries}
     assert (entries["fastv"].entry_type, entries["calibquant"].entry_type) == ("inproceedings", "misc")
     assert entries["fastv"]["booktitle"] == "European Conference on Computer Vision"
     assert entries["calibquant"]["eprint"] == "2502.14882"
@@ -71,7 +67,7 @@ def test_special_characters_survive_bibtex(tree: Path) -> None:
 
 
 def test_csl_holds_names_date_and_container(catalog: Catalog) -> None:
-    items = {item["id"]: item for item in json.loads(to_csl(catalog))}
+    items = {item["id"]: item for item in json.loads(FORMATS["csl"](catalog))}
     assert set(items) == set(catalog.records)
     assert items["specvlm"]["issued"] == {"date-parts": [[2025, 11]]}
     assert items["fastv"]["author"][0] == {"literal": "Liang Chen"}
@@ -80,7 +76,7 @@ def test_csl_holds_names_date_and_container(catalog: Catalog) -> None:
 
 
 def test_csv_has_a_row_per_record_and_empty_cells_for_the_unknown(catalog: Catalog) -> None:
-    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(to_csv(catalog)))}
+    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(FORMATS["csv"](catalog)))}
     assert set(rows) == set(catalog.records)
     assert rows["lvspec"]["month"] == ""
     assert rows["fastv"]["training_free"] == "true"
@@ -90,7 +86,7 @@ def test_csv_has_a_row_per_record_and_empty_cells_for_the_unknown(catalog: Catal
 def test_a_cell_never_starts_a_formula(tree: Path) -> None:
     catalog = load_catalog(tree)
     catalog.records["other"] = catalog.records["other"].model_copy(update={"title": "=HYPERLINK(1)"})
-    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(to_csv(catalog)))}
+    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(FORMATS["csv"](catalog)))}
     assert rows["other"]["title"] == "'=HYPERLINK(1)"
 
 
@@ -121,7 +117,7 @@ def whole(words: str) -> str:
 
 
 def test_every_entry_says_the_same_to_a_second_parser(catalog: Catalog) -> None:
-    entries = pybtex.database.parse_string(to_bibtex(catalog), "bibtex").entries
+    entries = pybtex.database.parse_string(FORMATS["bibtex"](catalog), "bibtex").entries
     assert list(entries) == list(catalog.records)
     for key, entry in entries.items():
         record = catalog.records[key]
@@ -157,7 +153,7 @@ def test_any_title_name_and_address_survives_both_parsers(title: str, names: lis
 
 
 def test_the_catalog_in_bibtex_is_read_back_by_our_own_reader(catalog: Catalog) -> None:
-    text = to_bibtex(catalog)
+    text = FORMATS["bibtex"](catalog)
     for record in catalog.records.values():
         paper = parse_bibtex(text, "catalog.bib", record.id)
         assert (paper.title, list(paper.authors)) == (record.title, record.authors)
@@ -166,7 +162,7 @@ def test_the_catalog_in_bibtex_is_read_back_by_our_own_reader(catalog: Catalog) 
 
 
 def test_ris_is_read_by_another_library(catalog: Catalog) -> None:
-    entries = rispy.loads(to_ris(catalog))
+    entries = rispy.loads(FORMATS["ris"](catalog))
     assert [entry["id"] for entry in entries] == list(catalog.records)
     for entry in entries:
         record = catalog.records[entry["id"]]

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -110,18 +111,8 @@ def cff(record: Record, venue: str | None = None) -> dict[str, Any]:
 def row(record: Record) -> dict[str, str]:
     """One line of the table: lists are joined with `; `, unknown facts are empty."""
     flat = {
-        "name",
-        "title",
-        "year",
-        "month",
-        "first_posted",
-        "venue",
-        "arxiv",
-        "doi",
-        "openreview",
-        "url",
-        "training_free",
-    }
+        "name", "title", "year", "month", "first_posted", "venue", "arxiv", "doi", "openreview", "url", "training_free",
+    }  # fmt: skip
     stage, category, subcategory = record.paths[0]
     cells = {
         "id": record.id,
@@ -137,21 +128,41 @@ def row(record: Record) -> dict[str, str]:
     return {key: _cell(value) for key, value in cells.items()}
 
 
-def to_bibtex(catalog: Catalog) -> str:
-    return "\n\n".join(bibtex(record, _venue(catalog, record)) for record in catalog.records.values()) + "\n"
+@dataclass(frozen=True)
+class Parts:
+    """A format as one text per record, by id, with what stands before, between and after the chosen ones."""
+
+    head: str
+    between: str
+    tail: str
+    texts: dict[str, str]
+
+    def whole(self) -> str:
+        return self.head + self.between.join(self.texts.values()) + self.tail
 
 
-def to_csl(catalog: Catalog) -> str:
-    return _json([csl(record, _venue(catalog, record)) for record in catalog.records.values()])
+def bibtex_parts(catalog: Catalog) -> Parts:
+    return Parts("", "\n\n", "\n", {key: bibtex(record, _venue(catalog, record)) for key, record in _of(catalog)})
 
 
-def to_csv(catalog: Catalog) -> str:
-    rows = [row(record) for record in catalog.records.values()]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+def csl_parts(catalog: Catalog) -> Parts:
+    texts = {key: _json([csl(record, _venue(catalog, record))])[2:-3] for key, record in _of(catalog)}
+    return Parts("[\n", ",\n", "\n]\n", texts)
+
+
+def csv_parts(catalog: Catalog) -> Parts:
+    rows = {key: row(record) for key, record in _of(catalog)}
+    columns = list(next(iter(rows.values()), {}))
+    return Parts(_line(columns), "", "", {key: _line(cells.values()) for key, cells in rows.items()})
+
+
+def ris_parts(catalog: Catalog) -> Parts:
+    return Parts("", "\r\n", "", {key: ris(record, _venue(catalog, record)) for key, record in _of(catalog)})
+
+
+PARTS: dict[str, Callable[[Catalog], Parts]] = {
+    "bibtex": bibtex_parts, "ris": ris_parts, "csl": csl_parts, "csv": csv_parts,
+}  # fmt: skip
 
 
 def to_json(catalog: Catalog) -> str:
@@ -159,10 +170,6 @@ def to_json(catalog: Catalog) -> str:
     records = [{"id": record.id, **record.model_dump()} for record in catalog.records.values()]
     stages = {key: stage.model_dump() for key, stage in catalog.stages.items()}
     return _json({"version": JSON_VERSION, "records": records, "stages": stages})
-
-
-def to_ris(catalog: Catalog) -> str:
-    return "\r\n".join(ris(record, _venue(catalog, record)) for record in catalog.records.values())
 
 
 def to_cff(catalog: Catalog) -> str:
@@ -217,9 +224,19 @@ def _open(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Catalog], str]] = {
-    "bibtex": to_bibtex, "ris": to_ris, "csl": to_csl, "csv": to_csv, "json": to_json, "cff": to_cff,
-    "schema": to_schema, "record-schema": to_record_schema,
+    **{name: lambda catalog, parts=parts: parts(catalog).whole() for name, parts in PARTS.items()},
+    "json": to_json, "cff": to_cff, "schema": to_schema, "record-schema": to_record_schema,
 }  # fmt: skip
+
+
+def _of(catalog: Catalog) -> Iterable[tuple[str, Record]]:
+    return catalog.records.items()
+
+
+def _line(cells: Iterable[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(cells)
+    return out.getvalue()
 
 
 def _venue(catalog: Catalog, record: Record) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
 from elvi_survey.site.errors import SiteError
+from elvi_survey.site.explorer import script_files
 from elvi_survey.site.pages import Sources, all_pages
 from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_results
@@ -47,6 +48,10 @@ def write_sources(root: Path, folder: Path) -> None:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(made, page), encoding="utf-8")
+    for name, text in script_files(sources.catalog):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _repository(root: Path) -> str:

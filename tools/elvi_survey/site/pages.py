@@ -7,6 +7,7 @@ from typing import Any
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
 from elvi_survey.site.comparisons import Comparison, comparison
+from elvi_survey.site.explorer import facets
 from elvi_survey.site.figures import Request, acts_at
 from elvi_survey.site.results import Result
 from elvi_survey.vocabulary import Category, Stage, Subcategory
@@ -133,7 +134,7 @@ def _papers(catalog: Catalog) -> Page:
     order = {stage: i for i, stage in enumerate(catalog.stages)}
     records = sorted(newest_first(list(catalog.records.values())), key=lambda record: order[record.stage])
     words = "Every paper of the catalog with its place in the pipeline, its venue and whether it runs here."
-    return Page(PAPERS, "papers.html", "Papers", words, {"records": records})
+    return Page(PAPERS, "papers.html", "Papers", words, {"records": records, "facets": facets(catalog)})
 
 
 def compare(sources: Sources, stage: Stage, category: Category) -> Comparison | None:
