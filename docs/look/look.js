@@ -21,7 +21,7 @@
     };
   }
 
-  // ---- search: the Pagefind index is fetched with the first letter -------------------------
+  // ---- search: the Pagefind index is fetched with the first letter, in the packed site the words of all pages ----
   const search = $("#search-form");
   if (search) {
     const q = $("input", search), list = $("#search-results"), status = $("#search-status");
@@ -31,10 +31,24 @@
       a.href = hit.url; a.textContent = hit.meta.title; p.className = "soft";
       p.textContent = new DOMParser().parseFromString(hit.excerpt, "text/html").body.textContent; li.append(a, p); return li;
     };
+    const packed = () => new Promise((done, failed) => {
+      const script = document.createElement("script");
+      script.src = new URL("../search/pages.js", here); script.onerror = failed;
+      script.onload = () => done({ search: words => {
+        const wanted = words.toLowerCase().split(/\s+/), rank = ([, title]) => wanted.filter(word => title.toLowerCase().includes(word)).length;
+        const found = window.elviPages.filter(([, title, text]) => wanted.every(word => (title + " " + text).toLowerCase().includes(word)));
+        const hit = ([path, title, text]) => {
+          const from = Math.max(0, text.toLowerCase().indexOf(wanted[0]) - 60);
+          return { data: () => ({ url: new URL("../" + path, here), meta: { title }, excerpt: text.slice(from, from + 200).replaceAll("<", "&lt;") }) };
+        };
+        return { results: found.sort((a, b) => rank(b) - rank(a)).map(hit) };
+      } });
+      document.head.append(script);
+    });
     const run = async () => {
       const mine = ++turn, words = q.value.trim();
       if (!words) { list.replaceChildren(); status.textContent = ""; return; }
-      engine ||= await import(new URL("../pagefind/pagefind.js", here));
+      engine ||= await (location.protocol === "file:" ? packed() : import(new URL("../pagefind/pagefind.js", here)).catch(packed));
       const { results } = await engine.search(words), hits = await Promise.all(results.slice(0, 12).map(r => r.data()));
       if (mine !== turn) return;
       list.replaceChildren(...hits.map(entry));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import html5lib
 import pytest
 
 from elvi_survey.changed import changed_pages, report
-from elvi_survey.pack import pack, with_file_names
+from elvi_survey.pack import pack, search_script, with_file_names
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 
@@ -83,3 +84,32 @@ def test_a_page_cannot_end_the_block_that_shows_it_and_long_ones_are_cut() -> No
     assert said.startswith("1 added, 1 changed, 0 removed\n")
     assert "\n```````diff\n" in said
     assert "... 54 more lines" in said
+
+
+def test_search_and_filter_work_when_the_packed_site_is_opened_as_files(browser, site: Path, tmp_path: Path) -> None:
+    root, errors = unpacked(site, tmp_path), []
+    assert not (root / "pagefind").exists()
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((root / "search/index.html").as_uri())
+    page.get_by_role("searchbox").fill("fastv")
+    page.locator("#search-results a").first.click()
+    assert page.url == (root / "papers/fastv/index.html").as_uri()
+    page.get_by_role("link", name="Papers", exact=True).click()
+    page.get_by_role("searchbox").fill("fastv")
+    assert page.locator(".papers tbody tr:visible").count() == 1
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="BibTeX").click()
+    assert Path(waiting.value.path()).read_text("utf-8").startswith("@inproceedings{fastv,")
+    assert errors == []
+    context.close()
+
+
+def test_the_words_of_a_page_are_what_it_shows_and_hostile_ones_stay_words(site: Path) -> None:
+    name = "papers/hostile/index.html"
+    script = search_script({name: (site / name).read_text("utf-8"), "bare.html": "<p>no index</p>"})
+    [[address, title, words]] = json.loads(script.removeprefix("window.elviPages="))
+    assert (address, title) == (name, '<script>alert("name")</script>')
+    assert "<h1>owned</h1>" in words
+    assert "On this page" not in words

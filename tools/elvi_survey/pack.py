@@ -1,10 +1,16 @@
-"""A folder as a zip with the same bytes for the same files; a built site also so that it opens without a server."""
+"""A folder as a zip with the same bytes for the same files; a built site also so that it opens without a server.
+
+Without a server no script may fetch a file, so the index of Pagefind is left out and the words of all pages are in a
+script of their own.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import zipfile
+from html import unescape
 from pathlib import Path
 
 _LINK = re.compile(r'(?<=href=")(?![a-z]+:|//)[^"?#]+')
@@ -12,15 +18,32 @@ _LINK = re.compile(r'(?<=href=")(?![a-z]+:|//)[^"?#]+')
 
 def pack(folder: Path, target: Path, *, offline: bool = False) -> int:
     """Write every file below `folder` into `target`, in order and without times; returns how many."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    bodies = {name: path.read_bytes() for name, path in files.items() if not (offline and name.startswith("pagefind/"))}
+    if offline:
+        html = {name: body.decode("utf-8") for name, body in bodies.items() if name.endswith(".html")}
+        bodies |= {name: with_file_names(page).encode("utf-8") for name, page in html.items()}
+        bodies["search/pages.js"] = search_script(html).encode("utf-8")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            body = path.read_bytes()
-            if offline and path.suffix == ".html":
-                body = with_file_names(body.decode("utf-8")).encode("utf-8")
-            name = f"{target.stem}/{path.relative_to(folder).as_posix()}"
-            archive.writestr(zipfile.ZipInfo(name), body, zipfile.ZIP_DEFLATED)
-    return len(files)
+        for name in sorted(bodies):
+            archive.writestr(zipfile.ZipInfo(f"{target.stem}/{name}"), bodies[name], zipfile.ZIP_DEFLATED)
+    return len(bodies)
+
+
+def search_script(pages: dict[str, str]) -> str:
+    """A script with [address, title, words] of every page that Pagefind would index."""
+    found = []
+    for name, html in sorted(pages.items()):
+        body = re.search(r"data-pagefind-body.*</main>", html, re.DOTALL)
+        heading = re.search(r"<h1[^>]*>(.*?)</h1>", html, re.DOTALL)
+        if body and heading:
+            found.append([name, _words(heading[1]), _words(f"<{body[0]}")])
+    return f"window.elviPages={json.dumps(found, ensure_ascii=False, separators=(',', ':'))}\n"
+
+
+def _words(html: str) -> str:
+    shown = re.sub(r"<(script|svg|nav)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", shown)).split())
 
 
 def with_file_names(html: str) -> str:
