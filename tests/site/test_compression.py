@@ -263,7 +263,7 @@ def test_the_taxonomy_of_the_survey_uses_the_word_that_is_looked_for():
 
 
 def test_the_map_of_heads_has_a_square_per_head_and_a_table_that_says_the_same(site):
-    page = html5lib.parse((site / "papers/narrow/index.html").read_text(encoding="utf-8"))
+    page = html5lib.parse((site / "papers/narrow/measured/index.html").read_text(encoding="utf-8"))
     (figure,) = [part for part in page.iter(f"{HTML}figure") if "Heads by kind" in words(part)]
     (picture,) = figure.iter(f"{SVG}svg")
     assert picture.get("aria-label") == "Heads by kind, 3 calm and 3 busy; the table below names them"
@@ -278,7 +278,7 @@ def test_the_map_of_heads_has_a_square_per_head_and_a_table_that_says_the_same(s
         ["Layer", "calm heads", "busy heads"], ["0", "0", "1"], ["1", "–", "0, 1"], ["2", "0, 1", "–"]
     ]  # fmt: skip
     assert "Narrow(keep_ratio=0.5) after clip 10000" in words(figure)
-    assert "Heads by kind" not in (site / "papers/deep/index.html").read_text(encoding="utf-8")
+    assert "Heads by kind" not in (site / "papers/deep/measured/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def result(root: Path) -> Result:
 @pytest.fixture
 def measured(site: Path):
     """The figure with the measurements on the technique's page."""
-    page = html5lib.parse((site / "papers/fastv/index.html").read_text(encoding="utf-8"))
+    page = html5lib.parse((site / "papers/fastv/measured/index.html").read_text(encoding="utf-8"))
     return next(element for element in page.iter(HTML + "figure") if "measured" in element.get("class", ""))
 
 
@@ -124,3 +124,12 @@ def test_the_axis_is_the_budget_that_varies(result):
     fetched = budget_axis(_with_budgets(result, kv_far_bytes=[0.0, 9.0, 9.0], kv_read_ratio=[0.1, 0.2, 0.3]))
     assert fetched is not None
     assert fetched.path == "kv_read_ratio"
+
+
+def test_the_page_of_a_record_leads_to_all_its_numbers_and_plots_them(site):
+    page = html5lib.parse((site / "papers/fastv/index.html").read_text(encoding="utf-8"))
+    assert "measured/" in {
+        (link.get("href") or "").removeprefix("../../papers/fastv/") for link in page.iter(HTML + "a")
+    }
+    assert len([mark for mark in addressed(page) if mark.tag == f"{SVG}path"]) > 8
+    assert not [table for table in page.iter(HTML + "table") if "TTFT ratio" in "".join(table.itertext())]

@@ -18,6 +18,7 @@ from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
 from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
+from elvi_survey.site.lean import lean
 from elvi_survey.site.pages import Sources, all_pages
 from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_results
@@ -72,6 +73,8 @@ def build(root: Path, out: Path) -> None:
     _run("mkdocs", "build", "--strict", "--config-file", config, "--site-dir", target, environ=environ)
     for unused in UNUSED:
         shutil.rmtree(out / unused, ignore_errors=True)
+    for path in out.rglob("*.html"):
+        path.write_text(lean(path.read_text(encoding="utf-8")), encoding="utf-8")
     _run("pagefind", "--site", target, environ=environ)
 
 

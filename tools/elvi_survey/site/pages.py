@@ -59,6 +59,11 @@ def record_url(record: Record) -> str:
     return f"{PAPERS}{record.id}/"
 
 
+def measured_url(record: Record) -> str:
+    """Where all measured numbers of a record stand as tables."""
+    return f"{record_url(record)}measured/"
+
+
 def category_url(stage: Stage, category: Category) -> str:
     return f"{stage.id}/{category.id}/"
 
@@ -100,7 +105,14 @@ def all_pages(sources: Sources) -> Iterator[Page]:
             if compared := compare(sources, stage, category):
                 yield _compared(stage, category, compared)
     for record in catalog.records.values():
-        yield _record(sources, record)
+        page = _record(sources, record)
+        yield page
+        if page.context["code"] and page.context["results"] and not page.context["system"]:
+            told = {"record": record, "results": page.context["results"]}
+            title = f"{record.display_name}, measured"
+            yield Page(
+                measured_url(record), "measured.html", title, f"All measured numbers of {record.display_name}.", told
+            )
 
 
 def _home(catalog: Catalog) -> Page:

@@ -73,37 +73,41 @@ def _x(share: float) -> float:
     return LEFT + min(share, 1.1) / 1.1 * (RIGHT - LEFT + 20)
 
 
+def _short(value: float) -> str:
+    """A coordinate with one decimal, or none where it is zero."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
 def _grid(scale: Scale) -> str:
-    rows = "".join(
-        f'<path class="l-rule" d="M{LEFT:g},{scale.y(v):.1f}H{RIGHT:g}"/>'
-        f'<text class="end tick" x="{LEFT - 6:g}" y="{scale.y(v) + 4:.1f}">{v:g}</text>'
-        for v in (round(tick, 3) for tick in scale.ticks())
-    )
+    ticks = [(scale.y(v), v) for v in (round(tick, 3) for tick in scale.ticks())]
+    rules = "".join(f"M{LEFT:g},{_short(y)}H{RIGHT:g}" for y, _ in ticks)
+    rows = "".join(f'<text class="end tick" x="{LEFT - 6:g}" y="{_short(y + 4)}">{v:g}</text>' for y, v in ticks)
     columns = "".join(
-        f'<text class="mid tick" x="{_x(s / 100):.1f}" y="220">{s} %</text>' for s in (20, 40, 60, 80, 100)
+        f'<text class="mid tick" x="{_short(_x(s / 100))}" y="220">{s} %</text>' for s in (20, 40, 60, 80, 100)
     )
-    return rows + columns
+    return f'<path class="l-rule" d="{rules}"/>{rows}{columns}'
 
 
 def _line(marks: list[Point], scale: Scale, css: str) -> str:
     if len(marks) < 2:
         return ""
-    path = " ".join(f"{_x(p.x):.1f},{scale.y(p.y):.1f}" for p in marks)
+    path = " ".join(f"{_short(_x(p.x))},{_short(scale.y(p.y))}" for p in marks)
     return f'<path class="{css}" stroke-width="2" d="M{path}"/>'
 
 
 def _bars(marks: list[Point], scale: Scale) -> str:
-    return "".join(
-        f'<path class="l-mark" stroke-width="1.4" d="M{_x(p.x):.1f},{scale.y(p.low):.1f}V{scale.y(p.high):.1f}"/>'
+    drawn = "".join(
+        f"M{_short(_x(p.x))},{_short(scale.y(p.low))}V{_short(scale.y(p.high))}"
         for p in marks
         if p.low is not None and p.high is not None
     )
+    return f'<path class="l-mark" stroke-width="1.4" d="{drawn}"/>' if drawn else ""
 
 
 def _shapes(marks: list[Point], scale: Scale, shape: str, css: str) -> str:
     return "".join(
-        f'<g transform="translate({_x(p.x) - 4.5:.1f} {scale.y(p.y) - 4.5:.1f}) scale(.75)">'
-        f'<path class="{css} halo" data-result-id="{escape(p.address)}" d="{shape}"/></g>'
+        f'<path class="{css} halo" data-result-id="{escape(p.address)}" '
+        f'transform="translate({_short(_x(p.x) - 4.5)} {_short(scale.y(p.y) - 4.5)}) scale(.75)" d="{shape}"/>'
         for p in marks
     )
 
@@ -162,7 +166,7 @@ def charts(result: Result, stage: str, name: str) -> list[tuple[str, Markup, Mar
     plain = Point(1.0, result.value(address), f"{result.address}#{address}")
     scale = scale_for([point.y for point in [*quality, *rival, plain]], floor=False)
     shown = Panel(quality, rival, plain, f"unmodified model {plain.y:.3f}", scale)
-    label = f"Accuracy of {name} against the budget; the table below holds the numbers"
+    label = f"Accuracy of {name} against the budget; a table holds the numbers"
     asked = Markup("{}, of {}").format(what, result.show(f"baseline/{where}/of"))
     return [("Accuracy", asked, panel(stage, name, label, shown)), *_cost(result, stage, name, axis)]
 
@@ -183,6 +187,6 @@ def _cost(result: Result, stage: str, name: str, axis: Axis) -> list[tuple[str, 
         return []
     scale = scale_for([point.y if point.high is None else point.high for point in timed], floor=True)
     shown = Panel(timed, [], Point(1.0, 1.0, ""), "unmodified model", scale)
-    label = f"{what} of {name} relative to the unmodified model; the table below holds the numbers"
+    label = f"{what} of {name} relative to the unmodified model; a table holds the numbers"
     words = "relative to the unmodified model, both {}; bars are quartiles"
     return [(what, Markup(words).format(result.show("model/attention")), panel(stage, name, label, shown))]

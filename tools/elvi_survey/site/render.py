@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elvi_survey.export import bibtex
 from elvi_survey.site import compression, heads, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
-from elvi_survey.site.pages import Page, Sources, category_url, places, record_url, subtitle, training
+from elvi_survey.site.pages import Page, Sources, category_url, measured_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
 from elvi_survey.site.results import Result, budget_axis, rows
 from elvi_survey.site.text import beyond_markdown, one_line, prose
@@ -36,6 +36,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "training": training,
         "subtitle": subtitle,
         "record_url": record_url,
+        "measured_url": measured_url,
         "category_url": category_url,
         "places": lambda record: places(catalog, record),
         "venue": lambda record: f"{catalog.venues[record.venue].title} {record.year}",
