@@ -25,6 +25,8 @@ import sys
 sys.path.insert(0, {target!r})
 import elvi
 elvi.list_techniques()
+from elvi.estimate import Request, bound
+assert bound("qwen2-5-vl-72b", "a100-80gb-sxm", Request())["kv_bytes_per_token"] == 327680
 assert "torch" not in sys.modules, "importing elvi imported torch"
 print(elvi.__file__)
 """

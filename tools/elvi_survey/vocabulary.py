@@ -97,6 +97,8 @@ class Need(Model):
 
 
 class VisionTower(Model):
+    """Dimensions of a tower and its adapter; the head of taxonomy/models.yaml says what the later fields mean."""
+
     name: Text
     layers: Count
     hidden: Count
@@ -105,6 +107,14 @@ class VisionTower(Model):
     patch: Count
     spatial_merge: Count
     image_tokens: Text
+    side: Count | None = None
+    temporal_patch: Count = 1
+    gated: bool = False
+    window: Count | None = None
+    full_layers: list[Annotated[int, Field(ge=0)]] = []
+    adapter: Literal["merger", "mlp", "linear"]
+    deepstack: Count | None = None
+    frame_pool: Count = 1
 
 
 class LanguageModel(Model):
