@@ -17,10 +17,12 @@ REPOSITORY = HERE.parents[1]
 
 
 def make_root(folder: Path) -> Path:
-    """The fixture's catalog, code and results beside the real pages, look and configuration."""
+    """The fixture's catalog, code and results beside the real pages, look, configuration, models and hardware."""
     shutil.copytree(HERE / "data", folder)
     shutil.copytree(REPOSITORY / "docs", folder / "docs")
     shutil.copy(REPOSITORY / "mkdocs.yml", folder)
+    for name in ("models", "hardware"):
+        shutil.copy(REPOSITORY / f"taxonomy/{name}.yaml", folder / "taxonomy")
     return folder
 
 

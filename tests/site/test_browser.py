@@ -9,7 +9,8 @@ from browsing import scrolls_sideways, violations
 PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression/",
          "compared": "prefill/token-compression/compared/", "technique": "papers/fastv/",
          "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/measured/",
-         "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/"}  # fmt: skip
+         "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/",
+         "roofline": "roofline/"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("scheme", "width"), [

@@ -6,6 +6,7 @@ from typing import Any
 
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
+from elvi_survey.site import roofline
 from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.explorer import facets
 from elvi_survey.site.figures import Request, acts_at
@@ -98,6 +99,8 @@ def all_pages(sources: Sources) -> Iterator[Page]:
     catalog = sources.catalog
     yield _home(catalog)
     yield _papers(catalog)
+    if found := roofline.choices(catalog):
+        yield Page(roofline.URL, "roofline.html", "Roofline calculator", _ROOFLINE, roofline.context(found))
     for stage in catalog.stages.values():
         yield _stage(sources, stage)
         for category in stage.categories.values():
@@ -140,6 +143,9 @@ def _home(catalog: Catalog) -> Page:
 
 
 _HOME = "Papers and runnable techniques for efficient vision-language inference, by encode, prefill and decode."
+
+
+_ROOFLINE = "The least time of encoding, prefilling and decoding, by the roofline of a model on a machine."
 
 
 def _papers(catalog: Catalog) -> Page:
