@@ -9,7 +9,8 @@ import pytest
 from elvi.dimensions import Request, machine_from, model_from, vocabulary
 from elvi.estimate import bound
 from elvi.roofline import estimate
-from elvi_survey.site.roofline import words
+from elvi_survey.site.figures import Request as Drawn
+from elvi_survey.site.roofline import REQUEST, words
 
 MACHINES = [name for name, facts in vocabulary("hardware").items() if facts.get("peak_tflops")]
 
@@ -126,3 +127,19 @@ def test_the_page_carries_the_facts_of_the_taxonomy(page, address):
     data = json.loads(page.locator("#roofline-data").text_content())
     assert set(data["machines"]) == set(MACHINES)
     assert data["models"]["qwen3-vl-4b"]["head_dim"] == 128
+
+
+def test_the_home_page_shows_the_intensities_of_the_request_that_it_draws(page, address):
+    drawn, facts = Drawn(), vocabulary("models")["qwen2-5-vl-7b"]
+    assert (drawn.layers, drawn.kv_heads, drawn.head) == (facts["layers"], facts["kv_heads"], facts["head_dim"])
+    request = Request(frames=drawn.frames, height=drawn.side, width=drawn.side, text=drawn.text, new=drawn.output)
+    assert request == REQUEST
+    found = bound("qwen2-5-vl-7b", "a100-80gb-sxm", request)
+    assert found["visual"]["made"] == drawn.visual
+    page.goto(address)
+    label = page.locator(".sect svg[role=img]").first.get_attribute("aria-label")
+    for stage in found["stages"]:
+        if stage["name"] != "adapter":
+            number = f"{stage['intensity']:.3g}" if stage["intensity"] < 1000 else f"{stage['intensity']:,.0f}"
+            assert f"{stage['name']} {number}" in label
+            assert page.locator(f".life [data-stage={stage['name']}] .facts").first.inner_text().count(number) == 1

@@ -138,6 +138,7 @@ def _home(catalog: Catalog) -> Page:
         "widest": max((n for found in counted.values() for _, n in found), default=0) or 1,
         "metrics": catalog.metrics,
         "request": Request(),
+        **roofline.home(catalog),
     }
     return Page("", "home.html", "A living survey of efficient vision-language inference", _HOME, context)
 

@@ -85,6 +85,48 @@ def context(found: Choices) -> dict[str, Any]:
     }
 
 
+def home(catalog: Catalog) -> dict[str, Any]:
+    """What the home page is told: intensity by stage, and the picture of the axis; empty where nothing is computed."""
+    found = choices(catalog)
+    if found is None:
+        return {"intensity": {}, "axis": None}
+    result = estimate(found.models[MODEL], found.machines[MACHINE], REQUEST)
+    return {
+        "intensity": {stage.name: digits(stage.intensity) for stage in result.stages},
+        "axis": axis(result),
+        "ridge": digits(result.ridge),
+        "machine": found.titles[MACHINE],
+    }
+
+
+def axis(found: Estimate) -> Markup:
+    """The stages of the lifecycle on one logarithmic axis, around the ridge; x in %, so that text keeps its size."""
+    ridge = _percent(found.ridge)
+    drawn = [
+        f'<rect class="f-rule" x="0" y="55" width="{ridge:.2f}%" height="2"/>',
+        f'<rect class="f-edge" x="{ridge:.2f}%" y="55" width="{100 - ridge:.2f}%" height="2"/>',
+        f'<line class="l-ink" x1="{ridge:.2f}%" x2="{ridge:.2f}%" y1="20" y2="112" stroke-dasharray="2 3"/>',
+        f'<text class="end" x="{ridge - 1:.2f}%" y="110">memory-bound</text>',
+        f'<text x="{ridge + 1:.2f}%" y="110">compute-bound</text>',
+    ]
+    shown = [stage for stage in found.stages if stage.name in GLYPHS]
+    for stage in shown:
+        x, y = _percent(stage.intensity), 86 if stage.name == "prefill" else 34  # encoding and prefilling may coincide
+        drawn.append(
+            f'<g data-stage="{stage.name}"><svg x="{x:.2f}%" y="56" overflow="visible"><path class="f-mark" '
+            f'transform="translate(-7 -7) scale(1.17)" d="{GLYPHS[stage.name]}"/></svg><text class="mid" x="{x:.2f}%" '
+            f'y="{y}"><tspan class="t-s">{stage.name}</tspan> {digits(stage.intensity)}</text></g>'
+        )
+    said = ", ".join(f"{stage.name} {digits(stage.intensity)}" for stage in shown)
+    label = f"FLOP per byte on a logarithmic axis: {said}; ridge {digits(found.ridge)}"
+    return Markup(f'<svg width="100%" height="116" role="img" aria-label="{label}">{"".join(drawn)}</svg>')
+
+
+def _percent(intensity: float) -> float:
+    """Place on an axis from 0.5 to 5,000 FLOP per byte."""
+    return 25 * log10(min(max(intensity, 0.5), 5000) / 0.5)
+
+
 def digits(value: float) -> str:
     """Three digits, or all of a whole part that has more."""
     return f"{floor(value + 0.5):,}" if value >= 100 else f"{value:.{1 if value >= 10 else 2}f}"
