@@ -16,8 +16,10 @@ from pathlib import Path
 
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
+from elvi_survey.site import browse
 from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
+from elvi_survey.site.feeds import feed_files
 from elvi_survey.site.lean import lean
 from elvi_survey.site.pages import Sources, all_pages
 from elvi_survey.site.render import environment, markdown
@@ -41,11 +43,11 @@ def collect(root: Path) -> Sources:
 def write_sources(root: Path, folder: Path) -> None:
     """Write the Markdown of every page and copy the hand-written ones with the look's files."""
     sources = collect(root)
-    made = environment(sources, _repository(root))
+    made = environment(sources, _setting(root, "repo_url"))
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / "docs/pages", folder)
     shutil.copytree(root / "docs/look", folder / "look")
-    for page in all_pages(sources):
+    for page in [*all_pages(sources), *browse.pages(sources)]:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(made, page), encoding="utf-8")
@@ -53,13 +55,16 @@ def write_sources(root: Path, folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    (folder / "feeds").mkdir()
+    for name, text in feed_files(sources.catalog, _setting(root, "site_url")):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def _repository(root: Path) -> str:
-    """The address that every link into the repository starts with: `repo_url` of mkdocs.yml."""
-    found = re.search(r"^repo_url: (\S+)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+def _setting(root: Path, name: str) -> str:
+    """An address of mkdocs.yml: `repo_url`, where links into the repository start, or `site_url`, that of the site."""
+    found = re.search(rf"^{name}: (\S+)$", (root / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
-        raise SiteError("mkdocs.yml names no repo_url; add the address of the repository.")
+        raise SiteError(f"mkdocs.yml names no {name}; add that address.")
     return found[1]
 
 

@@ -13,6 +13,7 @@ GLYPHS = {
     "prefill": "M0 0v12h12z",
     "decode": "M6 0a6 6 0 1 1 0 12A6 6 0 0 1 6 0z",
     "serve": "M6 0l6 6-6 6-6-6z",
+    "frontier": "M6 0a6 6 0 1 1 0 12A6 6 0 0 1 6 0zm0 2.4a3.6 3.6 0 1 0 0 7.2 3.6 3.6 0 0 0 0-7.2z",
 }
 BAR = "M0 4h12v4H0z"
 

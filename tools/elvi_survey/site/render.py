@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elvi_survey.export import bibtex
-from elvi_survey.site import compression, heads, speculation
+from elvi_survey.site import browse, compression, heads, roofline, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
 from elvi_survey.site.pages import Page, Sources, category_url, measured_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
@@ -43,6 +43,8 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "model_title": lambda model: catalog.models[model].title if model else "not named",
         "command": lambda record: f"elvi run {record.id} --model {MODEL} --sample {SAMPLE} --baseline",
         "catalog": catalog,
+        "time": roofline.time,
+        **browse.helpers(catalog),
         "curve_panel": compression.panel,
         "fastest": speculation.best,
         "drafting_rows": speculation.rows,
@@ -84,5 +86,7 @@ def markdown(made: Environment, page: Page) -> str:
     """One page as the text of its Markdown file."""
     body = made.get_template(page.template).render(page=page, **page.context)
     head = {"title": one_line(page.title), "description": one_line(page.description), "generated": True}
+    if "stage" in page.context:
+        head["stage"] = page.context["stage"].id
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
     return f"---\n{front}\n---\n\n{beyond_markdown(body).strip()}\n"
