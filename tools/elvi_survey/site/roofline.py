@@ -123,8 +123,8 @@ def axis(found: Estimate) -> Markup:
 
 
 def _percent(intensity: float) -> float:
-    """Place on an axis from 0.5 to 5,000 FLOP per byte."""
-    return 25 * log10(min(max(intensity, 0.5), 5000) / 0.5)
+    """Place on an axis from 0.1 to 10,000 FLOP per byte, which leaves room for the words at both ends."""
+    return 20 * (log10(min(max(intensity, 0.1), 1e4)) + 1)
 
 
 def digits(value: float) -> str:
