@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from math import isclose
 
@@ -102,9 +103,9 @@ def test_pictures_become_as_many_tokens_as_the_models_make(name, request_, token
 
 
 def test_flops_of_a_vision_tower_and_adapter_are_what_torch_counts():
-    family = random_family("qwen2_5_vl")
-    visual, config = family.model.model.visual, family.model.config.vision_config
-    family.model.set_attn_implementation("eager")
+    whole = deepcopy(random_family("qwen2_5_vl").model)  # other tests share it, with its kernel
+    whole.set_attn_implementation("eager")
+    visual, config = whole.model.visual, whole.config.vision_config
     tower = Vision(
         config.depth, config.hidden_size, config.intermediate_size, config.patch_size, config.spatial_merge_size,
         "merger", None, config.temporal_patch_size, True, config.window_size, tuple(config.fullatt_block_indexes),
