@@ -68,7 +68,7 @@ class ZipVL:
         if self.threshold == 1.0 or total <= self.recent:
             return None
         important = self.important(view)
-        view.memory["important"] = important
+        view.memory["important"] = view.query_row[important]
         itself = torch.eye(total, dtype=torch.bool, device=important.device)
         return (important | itself)[None]
 
@@ -77,7 +77,10 @@ class ZipVL:
 
     def _keep(self, view: LayerView) -> Tensor | None:
         important = view.memory.pop("important", None)
-        return None if important is None else important.nonzero()[:, 0].expand(len(view.row), -1)
+        if important is None:
+            return None
+        stays = torch.isin(view.row[0], important)  # another technique may have dropped some of them before
+        return stays.nonzero()[:, 0].expand(len(view.row), -1)
 
     def important(self, view: LayerView) -> Tensor:
         """bool [N]: the tokens of the prompt that this layer reads and keeps."""
