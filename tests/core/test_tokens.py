@@ -101,3 +101,9 @@ def test_the_outlier_bound_is_that_of_interpolated_quartiles(seed):
     paid = torch.rand(37, generator=torch.Generator().manual_seed(seed)) ** 8
     low, high = np.percentile(paid.double().numpy(), [25, 75])
     assert outliers(paid, 1.5) == int((paid.double().numpy() > high + 1.5 * (high - low)).sum()) > 0
+
+
+def test_keep_visual_takes_text_the_chosen_and_the_last_along():
+    kept = tokens().keep_visual(torch.tensor([3, 1]))
+    assert kept.row.tolist() == [0, 1, 3, 5]
+    assert tokens().keep_visual(torch.tensor([], dtype=torch.long)).row.tolist() == [0, 5]

@@ -9,6 +9,7 @@ from streamsupport import watched
 from support import clip_for, noise_clip, random_family
 from trained import chosen_and_random
 
+from elvi.bench.floor import twin
 from elvi.core.accept import Draft
 from elvi.core.generate import generate, verify
 from elvi.core.plan import Plan
@@ -180,3 +181,10 @@ def test_both_halves_act_one_after_the_other():
 def test_salient_tokens_answer_more_than_random_ones_on_a_trained_model():
     chosen, random = chosen_and_random("tiny-llava", SparseVILA(encode_ratio=0.2))
     assert chosen >= random + 3
+
+
+def test_its_random_twin_draws_the_rows_that_are_read_too():
+    technique = SparseVILA(0.25, encode_ratio=1.0)
+    ours, drawn = (prefilled(each).store.layers for each in (technique, twin(technique, 0)))
+    assert [len(one.row[0]) for one in ours] == [len(other.row[0]) for other in drawn]
+    assert any(not torch.equal(one.row, other.row) for one, other in zip(ours, drawn))

@@ -76,7 +76,7 @@ class RandomTokens(_Random):
 
 @dataclass(frozen=True)
 class RandomCuts(RandomTokens):
-    """Random tokens of a technique that also says what of them the cache keeps, which it goes on saying."""
+    """Random tokens of a technique whose cache then follows what its tokens were cut to."""
 
     rolling: ClassVar[bool] = False
 
@@ -161,12 +161,10 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomFrames(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
-    if isinstance(technique, Reduce) and isinstance(technique, Keep) and not technique.rolling:
-        return RandomCuts(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
         if isinstance(technique, Reduce):
-            return RandomTokensAndSlots(technique, seed)
+            return (RandomCuts if getattr(technique, "follows", False) else RandomTokensAndSlots)(technique, seed)
         return (RandomReads if isinstance(technique, Attend) else RandomSlots)(technique, seed)
     return None
 

@@ -117,7 +117,8 @@ class Keep(Protocol):
     With a true attribute `streams`, clips are read piece by piece (a time step each), and it acts after each piece too
     (as rolling ones do in a stream); with a true attribute `inputs`, its views carry the prompt's rows as they entered
     the layer's attention, with a true attribute `entering`, the prompt's tokens as they entered the layer (a Codec may
-    ask for that, too).
+    ask for that, too). With a true attribute `follows`, it chooses nothing itself: the cache keeps the rows that the
+    technique's own `reduce` has left.
     """
 
     @property

@@ -64,6 +64,15 @@ class Tokens:
             self.row[index],
         )
 
+    def keep_visual(self, index: Tensor) -> Tokens:
+        """All text, and of the visual tokens those at `index` [m], in any order.
+
+        The last token stays whatever it is: should the prompt end in a picture, its logits are wanted.
+        """
+        stays = (~self.visual).index_fill(0, index, True)
+        stays[-1] = True
+        return self.keep(stays)
+
     def then(self, later: Tokens) -> Tokens:
         """These tokens followed by others."""
         return Tokens(

@@ -34,13 +34,15 @@ def walk(tokens: Tokens, run: Run) -> Tensor:
         run.entered = tokens
     for index, layer in enumerate(text.layers):
         if run.prefilling:
+            before = tokens
             if run.plan.reducers_at(index):
                 tokens = _reduce(tokens, index, run)
             if index == 0 and run.plan.compacts:
                 tokens = tokens.compact()
-            if index == 0 or run.plan.reducers_at(index):
-                run.placed(tokens)
+            if tokens is not before:
                 embeddings = _rotary(text, tokens)
+            if index == 0 or tokens is not before:  # merging in the tower has given masses, too
+                run.placed(tokens)
             run.meter.layer(len(tokens), int(tokens.visual.sum()), run.store.layers[index].length)
         run.store.rows = tokens.row
         if run.prefilling and run.plan.inputs:

@@ -1,7 +1,6 @@
 """Draft & Verify: the target drafts for itself with some attention and MLP sub-layers skipped.
 
-Zhang et al., "Draft & Verify: Lossless Large Language Model Acceleration via Self-Speculative Decoding", ACL 2024,
-arXiv:2309.08168.
+Zhang et al., ACL 2024, arXiv:2309.08168.
 
 Idea. Skipped sub-layers add nothing to the residual stream. The drafting pass reads the target's own cache of the
 verified prefix, adds rows of its own in the layers whose attention is not skipped, and forgets them; verification reads
@@ -12,12 +11,10 @@ drafting logits is below a threshold gamma, which follows the acceptance rate AR
     gamma <- beta2 gamma + (1 - beta2) (gamma + epsilon if AR < alpha, gamma if m = K, else gamma - epsilon).
 
 Which sub-layers to skip is searched for once per model (`elvi search draft-and-verify`).
-
 Where we differ. gamma starts anew for each sequence, where the official code carries it from prompt to prompt. The
 cache is cut back per layer, since skipped layers hold fewer rows while drafting. When sampling, the draft is drawn from
 the drafting law that its test is told ("drawn"), or is a point ("point"); the official default, argmax tokens tested
-against that law, does not keep the target's distribution and is there as draft_law="official" only. Greedily the three
-are one.
+against that law, does not keep the target's distribution: draft_law="official". Greedily the three are one.
 """
 
 from __future__ import annotations
@@ -80,9 +77,7 @@ class DraftAndVerify:
         for field in ("threshold", "alpha", "beta1", "beta2", "epsilon"):
             check_range(self, field, 0, 1)
         check_choice(self, "draft_law", "drawn", "point", "official")
-        for field in ("skip_attention", "skip_mlp"):
-            if getattr(self, field) != "auto":
-                self._layers(field)
+        self._layers("attention"), self._layers("mlp")  # refused, if they name no layers
 
     @property
     def lossless(self) -> bool:
@@ -99,24 +94,21 @@ class DraftAndVerify:
 
     def skip(self, family: Family) -> Skip:
         """The sub-layers that are skipped on this model."""
-        found = _found().get(family.name)
-        if found is None:
-            found = {"attention": range(family.num_layers // 2, family.num_layers), "mlp": ()}
-        attention = found["attention"] if self.skip_attention == "auto" else self._layers("skip_attention")
-        mlp = found["mlp"] if self.skip_mlp == "auto" else self._layers("skip_mlp")
-        return Skip(frozenset(attention), frozenset(mlp))
+        upper = [*range(family.num_layers // 2, family.num_layers)]
+        found = _found().get(family.name, {"attention": upper, "mlp": []})
+        asked = {kind: self._layers(kind) for kind in found}
+        return Skip(**{kind: frozenset(found[kind] if asked[kind] is None else asked[kind]) for kind in found})
 
     def start(self, run: Run, clip: Clip | None, sampler: Sampler) -> Drafting:
         return SelfDrafting(self, run, sampler)
 
-    def _layers(self, field: str) -> list[int]:
-        text = getattr(self, field)
-        layers = [] if text == "none" else text.split("+")
+    def _layers(self, kind: str) -> list[int] | None:
+        text = getattr(self, f"skip_{kind}")
+        layers = [] if text in ("auto", "none") else text.split("+")
         if not all(layer.isdigit() for layer in layers):
-            raise BudgetError(
-                f'DraftAndVerify was asked for {field}={text}, which names no layers: write "auto", "none" or "1+4+7".'
-            )
-        return [int(layer) for layer in layers]
+            why = 'which names no layers: write "auto", "none" or "1+4+7".'
+            raise BudgetError(f"DraftAndVerify was asked for skip_{kind}={text}, {why}")
+        return None if text == "auto" else [int(layer) for layer in layers]
 
 
 class SelfDrafting:

@@ -1,7 +1,6 @@
 """SpecVLM: the drafter sees a pruned visual prompt, chosen by what the target attended to.
 
-Ji et al., "SpecVLM: Enhancing Speculative Decoding of Video LLMs via Verifier-Guided Token Pruning", EMNLP 2025,
-arXiv:2508.16201.
+Ji et al., EMNLP 2025, arXiv:2508.16201.
 
 Idea. A drafter's guesses hardly suffer when most of its visual tokens are gone, while what it reads in every step
 falls. The target, which sees everything, has read the question already: the attention a_v that its question rows paid
@@ -10,8 +9,7 @@ to each visual token, mean over layers, heads and those rows, says which matter.
 - stage I: the k1 tokens of highest attention, k1 least with sum_{j <= k1} a_(j) >= attention_share sum a, at most K;
 - stage II: K - k1 of the others, evenly spaced in raster and time order.
 
-The draft is a static tree of 25 nodes or a chain; the target verifies it exactly (`elvi.core.accept`), so that the
-output is the target's own.
+The draft is a static tree of 25 nodes or a chain; the target verifies it exactly, so that the output is its own.
 
 Where we differ. Tokens keep their rotary positions; the official code renumbers what is left from 0 on and turns M-RoPE
 off for Qwen2.5-VL, for baseline and method alike (`positions="renumbered"` renumbers). The budget and the even spacing
@@ -72,9 +70,8 @@ class SpecVLM:
     positions: str = "original"
 
     def __post_init__(self) -> None:
-        check_range(self, "keep_ratio", 0, 1)
-        check_range(self, "attention_share", 0, 1)
-        check_range(self, "num_draft", 0, 64)
+        for field, most in (("keep_ratio", 1), ("attention_share", 1), ("num_draft", 64)):
+            check_range(self, field, 0, most)
         check_choice(self, "select", "guided", "uniform", "random")
         check_choice(self, "tree", "static", "chain")
         check_choice(self, "positions", "original", "renumbered")
@@ -106,8 +103,8 @@ class SpecVLM:
         total = len(attention)
         count = int(total * self.keep_ratio + 1e-9)
         if self.select == "random":
-            generator = torch.Generator().manual_seed(0)
-            return torch.randperm(total, generator=generator)[:count].sort().values.to(attention.device)
+            drawn = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+            return drawn[:count].sort().values.to(attention.device)
         first = attention.new_empty(0, dtype=torch.long)
         if self.select == "guided" and count:
             order = attention.sort(descending=True, stable=True).indices
@@ -147,7 +144,7 @@ class _Pruned:
                 f"SpecVLM was asked to draft with {self.drafter}, which sees {len(visual)} visual tokens where "
                 f"{self.target} sees {self.total}, so the target cannot choose among them: use a drafter of its family."
             )
-        tokens = tokens.keep((~tokens.visual).index_fill(0, visual[self.kept], True))
+        tokens = tokens.keep_visual(visual[self.kept])
         if self.of.positions == "original":
             return tokens
         return replace(tokens, position=torch.arange(len(tokens), device=self.kept.device).expand_as(tokens.position))

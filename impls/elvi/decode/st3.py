@@ -92,10 +92,7 @@ class ST3:
         last = torch.tensor([len(tokens) - 1], device=visual.device)
         score = seen.attention(last)[:, 0].mean(0)[visual]
         count = max(budget(self.keep_ratio, len(visual)), min(self.least, len(visual)))
-        stays = ~tokens.visual
-        stays[visual[top(score, count)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[top(score, count)])
 
     def attend(self, view: LayerView) -> Tensor | None:
         if self.tau is None:

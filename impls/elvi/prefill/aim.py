@@ -84,10 +84,7 @@ class AIM:
         count = int(seen.entered * self.share(seen.layer - 1, seen.family.num_layers))
         if count >= len(visual):
             return tokens
-        stays = ~tokens.visual
-        stays[visual[top(importance(seen, self.temperature, self.steps)[visual], count)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[top(importance(seen, self.temperature, self.steps)[visual], count)])
 
     def share(self, layer: int, layers: int) -> float:
         """rho: of the visual tokens that entered the model, what is left after a layer."""

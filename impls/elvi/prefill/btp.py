@@ -105,10 +105,7 @@ class BTP:
         weight = self.shallow + (self.deep - self.shallow) * stage / max(1, self.stages - 1)
         asking = seen.question_index
         attention = seen.attention(asking).sum(1).mean(0)[visual] if len(asking) else tokens.mass[visual]
-        stays = ~tokens.visual
-        stays[visual[self.balanced(tokens.keep(visual), attention, count, weight)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[self.balanced(tokens.keep(visual), attention, count, weight)])
 
     def balanced(self, visual: Tokens, attention: Tensor, count: int, weight: float) -> Tensor:
         """Index [count] of visual tokens, diverse ones first; attention [N], weight lambda."""

@@ -74,9 +74,7 @@ class CDPruner:
         if count == len(visual):
             return tokens
         relevant = spanned(self.relevance(tokens.keep(visual), tokens.hidden[seen.question_index], seen))
-        stays = ~tokens.visual
-        stays[visual[choose(tokens.hidden[visual], relevant, count)]] = True
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[choose(tokens.hidden[visual], relevant, count)])
 
     def relevance(self, visual: Tokens, question: Tensor, seen: Seen) -> Tensor:
         """How much each visual token [N] has to do with the question [Q, D], on no particular scale."""

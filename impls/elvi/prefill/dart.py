@@ -83,10 +83,7 @@ class DART:
         direction = normalize(seen.family.text.norm(tokens.hidden).float(), dim=-1)
         likeness = direction[askers] @ direction[visual].mT  # [p_v + p_t, N]
         taken = torch.isin(visual, pivots)
-        stays = ~tokens.visual
-        stays[visual[least_alike(likeness, taken, count)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[least_alike(likeness, taken, count)])
 
 
 def longest(length: Tensor, index: Tensor, count: int) -> Tensor:

@@ -54,9 +54,7 @@ class DivPrune:
 
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:
         visual = tokens.visual.nonzero()[:, 0]
-        stays = ~tokens.visual
-        stays[visual[choose(tokens.hidden[visual], budget(self.keep_ratio, len(visual)))]] = True
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[choose(tokens.hidden[visual], budget(self.keep_ratio, len(visual)))])
 
 
 def choose(hidden: Tensor, count: int) -> Tensor:

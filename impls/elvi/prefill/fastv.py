@@ -60,10 +60,7 @@ class FastV:
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:
         visual = tokens.visual.nonzero()[:, 0]
         kept = visual[top(last_row_score(seen, visual), budget(self.keep_ratio, len(visual)))]
-        stays = ~tokens.visual
-        stays[kept] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(kept)
 
 
 def last_row_score(seen: Seen, visual: Tensor) -> Tensor:

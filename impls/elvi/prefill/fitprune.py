@@ -83,10 +83,7 @@ class FitPrune:
         if count >= len(visual):
             return tokens
         itself, cross = received(tokens, seen)
-        stays = ~tokens.visual
-        stays[visual[top(itself * cross, count)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[top(itself * cross, count)])
 
 
 def received(tokens: Tokens, seen: Seen) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,7 @@ class PruneVid:
     at: ClassVar[Layer] = Layer(0, every=1)
     window: ClassVar[int] = 0
     rolling: ClassVar[bool] = False
+    follows: ClassVar[bool] = True
     needs: ClassVar[frozenset[Fact]] = frozenset(
         {Fact.GRID, Fact.QUESTION_KNOWN, Fact.WHOLE_PROMPT, Fact.SAME_KEYS_PER_HEAD}
     )

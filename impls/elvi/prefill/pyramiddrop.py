@@ -73,10 +73,7 @@ class PyramidDrop:
             return tokens
         last = torch.tensor([len(tokens) - 1], device=visual.device)
         score = seen.attention_ahead(tokens, last)[:, 0].mean(0)[visual]
-        stays = ~tokens.visual
-        stays[visual[top(score, count)]] = True
-        stays[-1] = True  # the row whose logits are wanted, should the prompt end in a picture
-        return tokens.keep(stays)
+        return tokens.keep_visual(visual[top(score, count)])
 
 
 def boundaries(stages: int, layers: int) -> list[int]:

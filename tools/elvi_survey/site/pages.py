@@ -110,8 +110,8 @@ def all_pages(sources: Sources) -> Iterator[Page]:
     for record in catalog.records.values():
         page = _record(sources, record)
         yield page
-        if page.context["code"] and page.context["results"] and not page.context["system"]:
-            told = {"record": record, "results": page.context["results"]}
+        if page.context["code"] and page.context["results"]:
+            told = {key: page.context[key] for key in ("record", "results", "system")}
             title = f"{record.display_name}, measured"
             yield Page(
                 measured_url(record), "measured.html", title, f"All measured numbers of {record.display_name}.", told

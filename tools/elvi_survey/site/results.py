@@ -40,9 +40,16 @@ class Result:
 
     def show(self, path: str, form: str = "plain") -> Markup:
         """The value as text inside an element that names its address; a dash where the file says null."""
+        return Markup('<span class="num" {}>{}</span>').format(*self._named(path, form))
+
+    def cell(self, path: str, form: str = "cell", head: bool = False) -> Markup:
+        """The same as a cell of a table, or as the head of its row."""
+        made = '<th scope="row" class="num" {}>{}</th>' if head else '<td class="r num" {}>{}</td>'
+        return Markup(made).format(*self._named(path, form))
+
+    def _named(self, path: str, form: str) -> tuple[Markup, str]:
         found = self.value(path)
-        text = "–" if found is None else FORMS[form](found)
-        return Markup('<span class="num" data-result-id="{}#{}">{}</span>').format(self.address, path, text)
+        return Markup('data-result-id="{}#{}"').format(self.address, path), "–" if found is None else FORMS[form](found)
 
 
 def _plain(value: Any) -> str:
