@@ -2,7 +2,7 @@ import pytest
 import torch
 from support import clip_for, random_family
 
-from elvi.bench.ratios import common, generation, kv, pruning
+from elvi.bench.ratios import common, generation, kv, pruning, sparse
 from elvi.core.spread import farthest, similarity
 
 
@@ -38,3 +38,11 @@ def test_unmodified_copy_leaves_the_family_as_it_is():
 def test_noise_becomes_as_many_visual_tokens_as_were_asked_for():
     family = common.wide(layers=1, width=64, inner=64, key_value_heads=1)
     assert len(family.encode(common.noise(512)).tokens) == 512
+
+
+def test_a_quarter_of_the_blocks_is_read_in_the_ratio_of_sparse_attention(few, monkeypatch):
+    monkeypatch.setattr(sparse, "TOKENS", 2048)
+    [ratio] = sparse.measured(random_family("qwen2_5_vl"), print)
+    share = float(ratio.what.partition("with ")[2].partition("%")[0])
+    assert 24 <= share <= 36  # short prompts have more of them on the diagonal
+    assert ratio.value["median"] > 0

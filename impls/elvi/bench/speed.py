@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from elvi.families.family import Family
 
 MODEL = "tiny-qwen"
-THEMES = ("generation", "pruning", "speculation", "kv", "kvpress")  # modules of elvi.bench.ratios
+THEMES = ("generation", "pruning", "sparse", "speculation", "kv", "kvpress")  # modules of elvi.bench.ratios
 SAME = ("hardware", "versions", "model")  # what all ratios of a file share
 ORIGIN = ("commit", "date", "command")  # what each has of its own
 
