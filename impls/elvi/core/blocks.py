@@ -79,7 +79,8 @@ def attend_blocks(query: Tensor, keys: Tensor, values: Tensor, blocks: Blocks, s
                 logits[:, -reach.shape[1] :].masked_fill_(~reach, float("-inf"))
             weights = logits.softmax(-1)
             if blocks.skip_below is not None and blocks.skip_below < float("inf"):
-                weights *= _adds(logits.unflatten(1, (-1, blocks.width)), blocks.skip_below)
+                adds = _adds(logits.unflatten(1, (-1, blocks.width)), blocks.skip_below)
+                chosen, weights = chosen[adds], weights.unflatten(1, (-1, blocks.width))[:, adds].flatten(1)
             out[head, rows] = weights.to(value.dtype) @ value[chosen].flatten(0, 1)
     return out
 
@@ -91,8 +92,9 @@ def _cut(part: Tensor, width: int, filling: int = 0) -> Tensor:
     return filled.unflatten(0, (-1, width))
 
 
-def _adds(logits: Tensor, skip_below: float) -> Tensor:
-    """Which keys add values, float [n * width]: logits [rows, n, width] of n blocks, read in this order."""
+def _adds(logits: Tensor, skip_below: float) -> Tensor | slice:
+    """Which of n blocks add values to any row: logits [rows, n, width] of these, read in this order."""
     highest = logits.amax(-1)
     beneath = (highest - highest.cummax(-1).values).nan_to_num(nan=float("-inf"))
-    return (beneath >= -skip_below).any(0).repeat_interleave(logits.shape[2]).to(logits.dtype)
+    adds = (beneath >= -skip_below).any(0)
+    return slice(None) if bool(adds.all()) else adds
