@@ -51,8 +51,9 @@ check: venv  ## catalog and code agree
 	$(BIN)/elvi-survey check $(CHECK)
 site: venv
 	$(BIN)/elvi-survey site build
+LYCHEE = $(BIN)/lychee --offline --include-fragments --no-progress --index-files index.html --exclude-path 404.html
 links: site  ## every internal link and anchor of the built site
-	$(BIN)/lychee --offline --include-fragments --no-progress --index-files index.html --exclude-path 404.html --root-dir $(CURDIR)/build/site build/site
+	$(LYCHEE) --root-dir $(CURDIR)/build/site build/site
 changed: venv  ## pages that differ from those of the checkout in BASE, as Markdown
 	@$(BIN)/elvi-survey changed $(BASE)
 .PHONY: changed discover external release
@@ -62,6 +63,12 @@ external: venv  ## every external link of the catalog (asks the network)
 	@$(BIN)/elvi-survey links --history build/history/links.json
 release: wheel  ## wheel, catalog, offline site and checksums, into dist/
 	VENV=$(VENV) bash .ci/release
+.PHONY: zensical
+zensical: venv  ## the same site by the builder that follows mkdocs, where that installs
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt zensical \
+	|| { echo "Zensical does not install here, so its site is not built."; exit 0; } \
+	&& $(BIN)/python -m pytest -q tests/site/test_zensical.py && $(BIN)/elvi-survey site build --builder zensical --out build/zensical \
+	&& $(LYCHEE) --root-dir $(CURDIR)/build/zensical build/zensical
 serve: venv
 	$(BIN)/elvi-survey site serve
 bench: venv  ## measure every technique on this machine

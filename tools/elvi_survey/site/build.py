@@ -1,7 +1,7 @@
 """`elvi-survey site build`: catalog, code facts and results become Markdown, mkdocs makes the site, Pagefind its index.
 
-Everything is written by plain commands before and after mkdocs; nothing runs inside it, so that its successor reads the
-same sources. The same inputs give the same bytes.
+Everything is written by plain commands before and after mkdocs; nothing runs inside it, so that its successor Zensical
+makes the same pages of the same sources (`--builder zensical`). The same inputs give the same bytes.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 from elvi_survey.codefacts import read_facts, read_techniques
@@ -26,6 +27,8 @@ from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_results
 
 UNUSED = ("assets/javascripts", "assets/stylesheets")
+UNUSED_INDEX = "search.json"
+BUILDERS = {"mkdocs": ("build", "--strict"), "zensical": ("build", "--strict", "--clean")}
 PORT = 8000
 
 
@@ -68,16 +71,20 @@ def _setting(root: Path, name: str) -> str:
     return found[1]
 
 
-def build(root: Path, out: Path) -> None:
+def build(root: Path, out: Path, builder: str = "mkdocs") -> None:
     """Build the site of the repository at `root` into `out`. Raises SiteError, or CatalogError on a bad catalog."""
     _refuse_foreign(out)
-    folder = out.with_name(f"{out.name}-source")
+    if find_spec(builder) is None:
+        raise SiteError(f"{builder} was asked to build the site but is not installed: run `make {builder}`.")
+    folder, target = out.with_name(f"{out.name}-source"), str(out.resolve())
     write_sources(root, folder)
-    environ = os.environ | {"ELVI_SITE_SOURCE": str(folder.resolve()), "SOURCE_DATE_EPOCH": "0"}
-    config, target = str(root / "mkdocs.yml"), str(out.resolve())
-    _run("mkdocs", "build", "--strict", "--config-file", config, "--site-dir", target, environ=environ)
+    places = {"ELVI_SITE_SOURCE": folder, "ELVI_SITE": out}  # Zensical takes no absolute ones
+    paths = {name: os.path.relpath(place, root) for name, place in places.items()}
+    environ = os.environ | paths | {"SOURCE_DATE_EPOCH": "0"}
+    _run(builder, *BUILDERS[builder], "--config-file", str(root / "mkdocs.yml"), environ=environ)
     for unused in UNUSED:
         shutil.rmtree(out / unused, ignore_errors=True)
+    (out / UNUSED_INDEX).unlink(missing_ok=True)
     for path in out.rglob("*.html"):
         path.write_text(lean(path.read_text(encoding="utf-8")), encoding="utf-8")
     _run("pagefind", "--site", target, environ=environ)
@@ -106,13 +113,14 @@ def serve(out: Path, port: int = PORT) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`site build [--out DIR]` and `site serve [--out DIR] [--port N]`."""
+    """`site build [--out DIR] [--builder NAME]` and `site serve [--out DIR] [--port N]`."""
     parser = argparse.ArgumentParser(prog="elvi-survey site", description="Build the site, or build and show it.")
     parser.add_argument("action", choices=["build", "serve"])
     parser.add_argument("--out", type=Path, default=Path("build/site"), help="folder of the built site")
+    parser.add_argument("--builder", choices=sorted(BUILDERS), default="mkdocs")
     parser.add_argument("--port", type=int, default=PORT)
     asked = parser.parse_args(argv)
-    build(Path.cwd(), asked.out)
+    build(Path.cwd(), asked.out, asked.builder)
     print(f"The site is in {asked.out}; open it with `elvi-survey site serve`.")
     if asked.action == "serve":
         serve(asked.out, asked.port)

@@ -5,7 +5,7 @@ import re
 _UNUSED = re.compile(
     r"<script>(?:__md_scope|var target=).*?</script>"
     r'|<input class="md-toggle"[^>]*>|<label class="md-overlay"[^>]*></label>'
-    r'|<div data-md-component="(?:skip|announce)">\s*</div>'
+    r'|<div data-md-component="(?:skip|announce)">.*?</div>'
     r'|<div class="md-dialog"[^>]*>\s*<div class="md-dialog__inner md-typeset"></div>\s*</div>',
     re.DOTALL,
 )
