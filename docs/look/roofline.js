@@ -161,7 +161,6 @@ const Roofline = (() => {
       notice.textContent = lost.length ? `Not as this link asks: ${lost.join(", ")}.` : "";
       paint();
     };
-    form.hidden = false; form.parentNode.classList.add("on");
     form.onsubmit = event => event.preventDefault();
     form.oninput = () => {
       const changed = inputs.filter(i => i.value !== initial[i.name]).map(i => [i.name, i.value]);
