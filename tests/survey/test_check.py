@@ -25,6 +25,8 @@ DEFECTS = {
     "tag": ("year: 2024", "year: !!int '2024'", "6:7 yaml-tag", "delete"),
     "document marker": ("name:", "---\nname:", "1:1 yaml-document", "delete"),
     "control character": ("Half", "Ha\x07lf", "2:1 yaml-character", "remove"),
+    "text turned round": ("Half", "Ha\u202elf", "2:22 yaml-character", "remove"),
+    "text turned round by an escape": ("name: FastThing", 'name: "Fast\\u202eThing"', "1:7 yaml-character", "remove"),
     "unquoted id": ('"2403.06764"', "2403.06764", "11:8 unquoted-id", '"2403.06764" in quotes'),
     "unquoted id that would lose a digit": ('"2403.06764"', "2403.10", "11:8 unquoted-id", '"2403.10" in quotes'),
     "malformed arXiv id": ('"2403.06764"', '"2413.06764"', "11:8 bad-id", "YYMM"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ MAX_DEPTH = 12
 _INT = re.compile(r"[-+]?\d{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.\d+|\d+\.\d*)([eE][-+]?\d{1,3})?|[-+]?\d+[eE][-+]?\d{1,3}")
 _STRANGE_BREAK = re.compile("[\x85\u2028\u2029]|\r(?!\n)")  # a line to YAML, not to editors and git
+_UNSEEN = ("a character stands here that cannot be seen, as one that turns text round", "remove it")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -108,6 +110,9 @@ def read_marked(text: str) -> Marked:
         raise MarkedError(
             "yaml-character", line, column, "a line ends in an unusual character", "end it with a newline"
         )
+    if (at := _unseen(text)) is not None:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        raise MarkedError("yaml-character", line, column, *_UNSEEN)
     events = yaml.parse(text, Loader=yaml.CSafeLoader)
     try:
         next(events)  # the stream start
@@ -125,6 +130,13 @@ def read_marked(text: str) -> Marked:
         raise MarkedError("yaml-character", line, 1, "a control character stands in the file", "remove it") from None
 
 
+def _unseen(text: str) -> int | None:
+    """Where the first character stands that only changes how its neighbours look, as their direction."""
+    if text.isascii():
+        return None
+    return next((at for at, letter in enumerate(text) if unicodedata.category(letter) == "Cf"), None)
+
+
 def _scalar(raw: str) -> str | int | float | bool | None:
     """The value of an unquoted scalar after the YAML 1.2 core schema (so `no` and `012:30` are strings)."""
     if raw in _WORDS:
@@ -139,6 +151,8 @@ def _refuse(event: Any, depth: int) -> None:
         raise _at(event, "yaml-alias", "anchors and aliases are not read", "write the value out")
     if event.tag is not None:
         raise _at(event, "yaml-tag", f"the tag {event.tag!r} is not read", "delete the tag")
+    if isinstance(event, yaml.ScalarEvent) and _unseen(event.value) is not None:  # written as an escape
+        raise _at(event, "yaml-character", *_UNSEEN)
     if depth > MAX_DEPTH:
         raise _at(event, "yaml-depth", f"nested more than {MAX_DEPTH} levels deep", "flatten it")
 
