@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,6 +59,8 @@ class Reading:
     instead: Mapping[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     marked: dict[str, Marked] = field(default_factory=dict)
+    partial: list[Record] = field(default_factory=list)
+    """What is sound of records with a problem: their words must point somewhere, too."""
 
     def add(self, file: str, mark: Mark, code: str, message: str, fix: str, *, at_key: bool = False) -> None:
         line, column = (mark.key_line, mark.key_column) if at_key else (mark.line, mark.column)
@@ -131,7 +134,20 @@ def _record(reading: Reading, path: Path) -> Record | None:
     if document is None or _has_own_id(reading, file, document, ()):
         return None
     _left_to_do(reading, file, document)
-    return reading.validate(file, _RECORD, {**document.data, "id": path.stem})
+    data = {**document.data, "id": path.stem}
+    record = reading.validate(file, _RECORD, data)
+    if record is None:
+        reading.partial.append(_sound(data))
+    return record
+
+
+def _sound(data: dict[str, Any]) -> Record:
+    """The fields of a record that are as the schema wants them, each for itself; None where nothing stands."""
+    sound: dict[str, Any] = {"placements": [], "venue": None, "venue_type": None}
+    for name in data.keys() & Record.model_fields.keys():
+        with suppress(ValidationError):
+            sound[name] = TypeAdapter(Record.model_fields[name].rebuild_annotation()).validate_python(data[name])
+    return Record.model_construct(**sound)
 
 
 def _left_to_do(reading: Reading, file: str, document: Marked) -> None:

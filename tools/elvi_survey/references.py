@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def unknown_references(catalog: Catalog, reading: Reading) -> None:
-    """Note every word that names nothing; a vocabulary that could not be read is skipped."""
+    """Note every word that names nothing, of partial records too; a vocabulary that could not be read is skipped."""
     ids = {path.stem for path in (catalog.root / "catalog").glob("*.yaml")}
-    for record in catalog.records.values():
+    for record in [*catalog.records.values(), *reading.partial]:
         _record(catalog, reading, record, ids)
     _stages(catalog, reading)
     _serving(catalog, reading, ids)
@@ -30,7 +30,8 @@ def _record(catalog: Catalog, reading: Reading, record: Record, ids: set[str]) -
     file = f"catalog/{record.id}.yaml"
     for index, placement in enumerate(record.placements):
         _placement(catalog, reading, file, index, placement)
-    _known(reading, file, ("venue",), record.venue, catalog.venues)
+    if record.venue is not None:
+        _known(reading, file, ("venue",), record.venue, catalog.venues)
     for index, need in enumerate(record.needs):
         _known(reading, file, ("needs", index), need, catalog.needs)
     for index, relation in enumerate(record.relations):
@@ -60,7 +61,7 @@ def _placement(catalog: Catalog, reading: Reading, file: str, index: int, placem
 
 def _venue_type(catalog: Catalog, reading: Reading, record: Record) -> None:
     venue = catalog.venues.get(record.venue)
-    if venue is not None and venue.type != record.venue_type:
+    if venue is not None and record.venue_type not in (venue.type, None):
         file = f"catalog/{record.id}.yaml"
         message = f"venue_type {record.venue_type!r} contradicts {venue.title}"
         reading.add(file, reading.marked[file].nearest(("venue_type",)), "wrong-value", message, f"write {venue.type}")
