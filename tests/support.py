@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -23,6 +24,15 @@ def random_family(kind: str, layers: int = 3) -> Family:
     torch.manual_seed(0)
     with torch.inference_mode(False):  # shared between tests, whichever asks first
         return globals()[f"_{kind}"](layers)
+
+
+@cache
+def native_family(least: int = 4) -> Family:
+    """The random Qwen2.5-VL with a processor that reads pictures from `least` tokens on (4, as for the real ones)."""
+    family = copy(random_family("qwen2_5_vl"))
+    family.image_processor = copy(family.image_processor)
+    family.image_processor.size = {"shortest_edge": least * 16 * 16, "longest_edge": 96 * 96 * 4}
+    return family
 
 
 def _spread(model):

@@ -25,7 +25,8 @@ class Clip:
     """Frames in time order, with the question asked about them.
 
     frames: uint8 [F, H, W, 3]; times: float64 [F], seconds from the start. `still` marks separate images, which
-    families encode as images and not as a video. `expected` is the right answer where it is known.
+    families encode as images and not as a video. `expected` is the right answer where it is known. scale: float [F],
+    the share of its sides at which each of them is to be encoded (None: all whole); `frames` are whole nevertheless.
     """
 
     frames: np.ndarray
@@ -34,6 +35,7 @@ class Clip:
     expected: str | None = None
     kind: str | None = None
     still: bool = False
+    scale: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.frames) == 0:
@@ -45,7 +47,8 @@ class Clip:
     def take(self, index: Sequence[int] | np.ndarray) -> Clip:
         """The clip with only these frames, in the order given."""
         index = np.asarray(index, dtype=np.int64)
-        return replace(self, frames=self.frames[index], times=self.times[index])
+        scale = None if self.scale is None else self.scale[index]
+        return replace(self, frames=self.frames[index], times=self.times[index], scale=scale)
 
     def at(self, frames_per_second: float, max_frames: int | None = None) -> Clip:
         """Uniform sampling: the frames nearest to the ticks of the wanted rate; never more than `max_frames`."""

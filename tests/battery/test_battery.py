@@ -15,7 +15,7 @@ from elvi.core.facts import Fact
 from elvi.core.generate import generate, prefill
 from elvi.core.plan import Plan, seam
 from elvi.core.run import Run
-from elvi.core.seams import Accept, Attend, Codec, Drafter, Encoded, Fetch, Keep, Reduce, SelectFrames
+from elvi.core.seams import Accept, Attend, Codec, Drafter, Encoded, Fetch, Keep, Reduce, Resize, SelectFrames
 from elvi.errors import ElviError, FitError, PlanError
 from elvi.media import Clip
 from elvi.spec import whole
@@ -227,7 +227,7 @@ def of_every_kind() -> list[str]:
         technique = elvi.technique(identifier)()
         if not isinstance(technique, Drafter | Accept):
             protocols = tuple(
-                isinstance(technique, each) for each in (SelectFrames, Reduce, Keep, Fetch, Codec, Attend)
+                isinstance(technique, each) for each in (SelectFrames, Resize, Reduce, Keep, Fetch, Codec, Attend)
             )
             times = tuple(getattr(technique, name, False) for name in ("rolling", "streams", "prefill", "decode"))
             kinds.setdefault((protocols, times), identifier)

@@ -42,7 +42,7 @@ def test_the_pictures_hold_one_line_a_layer_and_one_disc_a_token():
 @pytest.mark.parametrize(("method", "stage", "station"), [
     ("reduce", "encode", "tokens"), ("reduce", "prefill", "layers"), ("select_frames", "encode", "frames"),
     ("keep", "decode", "cache"), ("pack", "decode", "cache"), ("start", "decode", "output"),
-    ("attend", "prefill", "layers"),
+    ("attend", "prefill", "layers"), ("resize", "encode", "frames"),
 ])  # fmt: skip
 def test_the_method_names_tell_where_a_technique_acts(method, stage, station):
     assert [place for _, place, _ in acts_at([method, "helper"], stage)] == [station]

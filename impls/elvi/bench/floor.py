@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elvi.core.facts import Fact
-from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, SelectFrames, Tower
+from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, Resize, SelectFrames, Tower
 from elvi.core.store import Kept
 
 if TYPE_CHECKING:
@@ -47,6 +47,14 @@ class RandomFrames(_Random):
     def select_frames(self, clip: Clip, question: str | None) -> np.ndarray:
         count = len(self.of.select_frames(clip, question))
         return np.sort(np.random.default_rng(self.seed).choice(len(clip), count, replace=False))
+
+
+@dataclass(frozen=True)
+class RandomSizes(_Random):
+    """As many random time steps of every size as the technique chose."""
+
+    def resize(self, clip: Clip, question: str | None) -> np.ndarray:
+        return np.random.default_rng(self.seed).permutation(self.of.resize(clip, question))
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,8 @@ def twin(technique: Any, seed: int) -> _Random | None:
     """Random selection at the technique's own budget; None where it selects nothing that could be drawn at random."""
     if isinstance(technique, SelectFrames):
         return RandomFrames(technique, seed)
+    if isinstance(technique, Resize):
+        return RandomSizes(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
     streams = getattr(technique, "streams", False)

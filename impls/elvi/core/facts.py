@@ -12,6 +12,7 @@ class Fact(Enum):
     EQUAL_FRAMES = "every time step has the same number of visual tokens"
     UNIT_MASS = "every visual token stands for exactly one patch of the input"
     CLS_TOKEN = "the vision tower has a class token"
+    NATIVE_RESOLUTION = "the vision tower reads every picture at a size of its own"
     SAME_KEYS_PER_HEAD = "all heads of a layer hold the same tokens in the cache"
     SAME_LENGTH_PER_HEAD = "all heads of a layer hold the same number of tokens in the cache"
     SAME_LENGTH_PER_LAYER = "all layers hold the same number of tokens in the cache"

@@ -143,6 +143,8 @@ def _select_frames(run: Run, clip: Clip, question: str) -> Clip:
         clip = run.family.steps(clip)
         for selector in run.plan.selectors:
             clip = run.family.take_steps(clip, selector.select_frames(run.family.one_per_step(clip), question))
+        for resizer in run.plan.resizers:
+            clip = run.family.resized(clip, resizer.resize(run.family.one_per_step(clip), question))
     return clip
 
 

@@ -17,6 +17,7 @@ from elvi.core.seams import (
     Keep,
     Layer,
     Reduce,
+    Resize,
     SelectFrames,
     Tower,
 )
@@ -37,6 +38,7 @@ class Plan:
     def __init__(self, *techniques: Any) -> None:
         self.techniques: tuple[Any, ...] = tuple(sorted(techniques, key=seam))
         self.selectors: list[SelectFrames] = [t for t in self.techniques if isinstance(t, SelectFrames)]
+        self.resizers: list[Resize] = [t for t in self.techniques if isinstance(t, Resize)]
         reducers = [t for t in self.techniques if isinstance(t, Reduce)]
         self.towered: list[Reduce] = [t for t in reducers if isinstance(t.at, Tower)]
         self.encoded: list[Reduce] = [t for t in reducers if isinstance(t.at, Encoded)]
@@ -103,6 +105,7 @@ class Plan:
 
         stream: whether the prompt is read piece by piece, and questions are asked later.
         """
+        self._check_single(self.resizers, "choose the size of frames")
         self._check_single(self.drafters, "draft")
         self._check_single(self.towered, "act inside the vision tower")
         self._check_single(self.accepts, "decide which drafts stand")
@@ -137,6 +140,12 @@ class Plan:
             raise FitError(
                 "Positions without gaps were asked for in a stream, where what comes later is numbered on from all "
                 "that was shown: use positions=original."
+            )
+        if stream and (self.selectors or self.resizers):
+            name = type((self.selectors or self.resizers)[0]).__name__
+            raise FitError(
+                f"{name} was asked to act in a stream, but it chooses among all frames of a clip, which are not there "
+                "yet: ask about a whole clip, or use another technique."
             )
         self._check_rolling()
         self._check_tower(family)
@@ -194,6 +203,8 @@ def seam(technique: Any) -> tuple[int, int]:
         return -1, 0
     if isinstance(technique, SelectFrames):
         return 0, 0
+    if isinstance(technique, Resize):
+        return 0, 1
     if isinstance(technique, Reduce):
         if isinstance(technique.at, Layer):
             return 2, technique.at.index

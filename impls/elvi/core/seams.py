@@ -79,6 +79,18 @@ class SelectFrames(Protocol):
 
 
 @runtime_checkable
+class Resize(Protocol):
+    """Choose how large each time step is encoded, after all selection: float [T], shares of its sides, 0 leaves it out.
+
+    1 is the size at which the model reads it by itself; the least size that it reads is the least there is. As soon as
+    one step is resized, each becomes a picture of its own, of one frame. It needs NATIVE_RESOLUTION and breaks GRID and
+    EQUAL_FRAMES.
+    """
+
+    def resize(self, clip: Clip, question: str | None) -> np.ndarray: ...
+
+
+@runtime_checkable
 class Reduce(Protocol):
     """Drop or merge visual tokens at `at`; text tokens come back untouched. `tower_layers`: see Seen.tower.
 

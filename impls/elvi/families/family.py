@@ -75,7 +75,7 @@ class Family:
     """
 
     model_types: ClassVar[tuple[str, ...]]
-    facts: ClassVar[frozenset[Fact]] = frozenset(Fact) - {Fact.CLS_TOKEN}
+    facts: ClassVar[frozenset[Fact]] = frozenset(Fact) - {Fact.CLS_TOKEN, Fact.NATIVE_RESOLUTION}
     position_axes: int = 1
     frames_per_step: int = 1
     steps_per_second: float = 1.0
@@ -198,6 +198,16 @@ class Family:
     def take_steps(self, clip: Clip, steps: np.ndarray) -> Clip:
         per_step = self._per_step(clip)
         return clip.take((np.asarray(steps)[:, None] * per_step + np.arange(per_step)).reshape(-1))
+
+    def resized(self, clip: Clip, scale: np.ndarray) -> Clip:
+        """The steps whose share [T] of their sides is not 0, as still images of these sizes (see Clip.scale).
+
+        Where none is resized, they stay what they were.
+        """
+        shown = np.flatnonzero(scale)
+        if (scale[shown] == 1).all():
+            return self.take_steps(clip, shown)
+        return replace(self.one_per_step(clip).take(shown), still=True, scale=scale[shown])
 
     def visual_tokens(self, hidden: Tensor, cell: Tensor, clip: Clip) -> Tokens:
         """Tokens of the picture alone: their rows count from 0, their positions are given by the prompt."""

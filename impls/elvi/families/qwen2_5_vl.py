@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_window_index
 
+from elvi.core.facts import Fact
 from elvi.families import tower
 from elvi.families.family import Encoding, Family, grid_cells, linear_flops
 
@@ -22,6 +24,7 @@ class Qwen25VL(Family):
     """Qwen2_5_VLForConditionalGeneration. Videos are sampled at 2 frames a second, as the official processor does."""
 
     model_types = ("qwen2_5_vl",)
+    facts = Family.facts | {Fact.NATIVE_RESOLUTION}
     position_axes = 3
     frames_per_step = 2
     max_frames = 768
@@ -40,7 +43,10 @@ class Qwen25VL(Family):
         The official image processor repeats an image to fill a time step. Here each frame goes through it, and every
         step takes its first half from one frame and its second half from the next; equal frames give the same patches.
         """
-        out = self.image_processor(images=[*clip.frames], return_tensors="pt")
+        frames = [*clip.frames]
+        if clip.scale is not None:
+            frames = [self._resized(frame, share) for frame, share in zip(frames, clip.scale.tolist(), strict=True)]
+        out = self.image_processor(images=frames, return_tensors="pt")
         patches, grid = out["pixel_values"], out["image_grid_thw"]
         if not clip.still:
             config = self.model.config.vision_config
@@ -49,6 +55,17 @@ class Qwen25VL(Family):
             patches = torch.stack(per_step, dim=3).flatten(2).flatten(0, 1)
             grid = torch.tensor([[len(clip) // self.frames_per_step, *grid[0, 1:].tolist()]])
         return patches.to(self.device, self.dtype), grid.to(self.device)
+
+    def _resized(self, frame: np.ndarray, share: float) -> np.ndarray:
+        """A frame [H, W, 3] at a share of the sides at which the model reads it, within the bounds that it sets."""
+        from PIL import Image
+
+        processor = self.image_processor
+        factor = processor.patch_size * processor.merge_size
+        bounds = (factor, processor.size["shortest_edge"], processor.size["longest_edge"])
+        height, width = smart_resize(frame.shape[0], frame.shape[1], *bounds)
+        height, width = smart_resize(max(1, round(height * share)), max(1, round(width * share)), *bounds)
+        return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
     def encode(self, clip: Clip, tower_layers: Collection[float] = ()) -> Encoding:
         visual = self.model.model.visual

@@ -145,6 +145,7 @@ def lifecycle(stage: str, request: Request) -> Markup:
 STATIONS = ("frames", "tower", "tokens", "layers", "cache", "output")
 PROTOCOLS = {
     "select_frames": ("frames", "chooses the frames that the vision tower will see"),
+    "resize": ("frames", "chooses which frames the vision tower will see, and how large"),
     "reduce": ("tokens", "drops or merges tokens before the language model reads them"),
     "attend": ("layers", "decides what each query row reads inside the layers"),
     "keep": ("cache", "chooses which rows stay in the key-value cache"),
