@@ -13,6 +13,7 @@ from PIL import Image
 from support import LastSlots, native_family, noise_clip, random_family
 from transformers import Qwen2_5_VLProcessor
 
+import elvi
 from elvi.bench.floor import twin
 from elvi.core.facts import Fact
 from elvi.core.generate import generate, prefill
@@ -20,6 +21,7 @@ from elvi.core.plan import Plan
 from elvi.core.run import Run
 from elvi.core.stream import Stream
 from elvi.errors import FitError, PlanError
+from elvi.spec import whole
 
 QUESTION = "what color is the star ?"
 SHARES = (1.0, 0.0, 0.5, 1 / 3, 2 / 3)
@@ -85,6 +87,14 @@ def ran(family, clip, *techniques) -> Run:
     with torch.inference_mode():
         prefill(run, clip, QUESTION)
     return run
+
+
+def refused(plan, family) -> str:
+    try:
+        plan.check(family)
+    except (PlanError, FitError) as error:
+        return str(error)
+    return ""
 
 
 def test_prompt_pixels_and_positions_are_those_of_the_official_processor_for_as_many_images():
@@ -194,6 +204,17 @@ def test_only_one_technique_may_choose_sizes():
     with pytest.raises(PlanError) as error:
         Plan(Shares(), Shares()).check(native_family())
     assert error.value.culprits == ("Shares", "Shares")
+
+
+@pytest.mark.parametrize("identifier", elvi.list_techniques())
+def test_every_technique_works_on_frames_of_different_size_or_is_refused_by_name(identifier):
+    family, parts = native_family(), whole(elvi.technique(identifier)())
+    plan = Plan(Shares(), *parts)
+    refusal = refused(plan, family)
+    if refusal:
+        assert any(type(part).__name__ in refusal for part in parts)
+    else:
+        assert generate(family, noise_clip(5), QUESTION, plan=plan, max_new_tokens=3).tokens
 
 
 def test_a_random_twin_shows_as_many_random_steps_of_every_size():

@@ -34,6 +34,11 @@ class FrameScorer:
         return self._likeness(clip, text, self._frames)
 
     @torch.inference_mode()
+    def products(self, clip: Clip, text: str) -> Tensor:
+        """Dot products float32 [F] of a text and every frame, as for `scores` but not normalised."""
+        return (self._seen(clip, self._frames) @ self._spoken(text)).cpu()
+
+    @torch.inference_mode()
     def patch_scores(self, clip: Clip, text: str) -> Tensor:
         """Cosine similarity float32 [F, side, side] of every patch of a clip and a text, on the CPU.
 
