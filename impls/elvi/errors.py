@@ -38,3 +38,10 @@ def check_choice(owner: object, field: str, *choices: object) -> None:
     if value not in choices:
         known = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
         raise BudgetError(f"{type(owner).__name__} was asked for {field}={value}, which it does not know: use {known}.")
+
+
+def check_asked(owner: object, question: str | None) -> None:
+    """Raise FitError without a question."""
+    name = type(owner).__name__
+    if not question:
+        raise FitError(f"{name} chooses by the question, but none was asked: ask one, or drop {name}.")

@@ -8,7 +8,7 @@ from elvi.core.facts import Fact
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
 from elvi.core.seams import Encoded, Layer
-from elvi.errors import BudgetError, FitError, PlanError, check_range
+from elvi.errors import BudgetError, FitError, PlanError, check_asked, check_range
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,13 @@ def test_fields_out_of_range_say_the_range():
             check_range(Part(value), "keep_ratio", 0, 1)
     with pytest.raises(BudgetError, match="above 0"):
         check_range(Part(0.0), "keep_ratio", 0, 1, open_low=True)
+
+
+@pytest.mark.parametrize("question", [None, ""])
+def test_a_missing_question_names_who_asked_for_it(question):
+    check_asked(Early(), "what is there ?")
+    with pytest.raises(FitError, match="Early chooses by the question, but none was asked: ask one, or drop Early"):
+        check_asked(Early(), question)
 
 
 def test_a_rule_for_greedy_decoding_refuses_to_sample():

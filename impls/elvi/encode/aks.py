@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from elvi.core.facts import Fact
-from elvi.errors import FitError, check_range
+from elvi.errors import check_asked, check_range
 from elvi.families.clip import frame_scorer
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class AKS:
     def select_frames(self, clip: Clip, question: str | None) -> np.ndarray:
         if len(clip) <= self.num_frames:
             return np.arange(len(clip))
-        if not question:
-            raise FitError("AKS ranks frames by the question, but none was asked: ask one, or drop AKS.")
+        check_asked(self, question)
         score = spanned(frame_scorer(self.scorer).scores(clip, question).numpy())
         return np.sort(self.keyframes(score, 0, len(score), self.num_frames, 0))
 

@@ -32,7 +32,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from elvi.core.facts import Fact
 from elvi.core.seams import Encoded
 from elvi.core.tokens import budget, outliers, top
-from elvi.errors import FitError, check_choice, check_range
+from elvi.errors import check_asked, check_choice, check_range
 from elvi.families.clip import frame_scorer
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class TRIM:
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:
         if not len(tokens):
             return tokens
-        if not seen.question or seen.clip is None:
-            raise FitError("TRIM scores patches against the question, but none was asked: ask one, or drop TRIM.")
+        check_asked(self, seen.question)
         products = at_cells(frame_scorer(self.scorer).patch_products(seen.clip, seen.question), tokens.cell)
         group = torch.empty_like(tokens.row)  # which token each goes into, by index
         for step in tokens.cell[:, 0].unique():

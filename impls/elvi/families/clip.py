@@ -31,7 +31,7 @@ class FrameScorer:
     @torch.inference_mode()
     def scores(self, clip: Clip, text: str) -> Tensor:
         """Cosine similarity float32 [F] of every frame of a clip and a text, on the CPU."""
-        return self._likeness(clip, text, self._frames)
+        return likeness(self.features(clip), self.text_feature(text))
 
     @torch.inference_mode()
     def products(self, clip: Clip, text: str) -> Tensor:
@@ -40,28 +40,37 @@ class FrameScorer:
 
     @torch.inference_mode()
     def patch_scores(self, clip: Clip, text: str) -> Tensor:
-        """Cosine similarity float32 [F, side, side] of every patch of a clip and a text, on the CPU.
-
-        Patches as they enter the tower's last layer, projected like the class token, which alone was trained for it.
-        """
-        return self._likeness(clip, text, self._patches)
+        """Cosine similarity float32 [F, side, side] of every patch of a clip and a text, on the CPU."""
+        return likeness(self.patch_features(clip), self.text_feature(text))
 
     @torch.inference_mode()
     def patch_products(self, clip: Clip, text: str) -> Tensor:
         """Dot products float32 [F, side, side] of a text and every patch, as for `patch_scores` but not normalised."""
-        return (self._seen(clip, self._patches) @ self._spoken(text)).cpu()
+        return self.patch_features(clip) @ self.text_feature(text)
 
-    def _likeness(self, clip: Clip, text: str, look: Callable[[Tensor], Tensor]) -> Tensor:
-        return (normalize(self._seen(clip, look), dim=-1) @ normalize(self._spoken(text), dim=-1)).cpu()
+    @torch.inference_mode()
+    def features(self, clip: Clip) -> Tensor:
+        """Projected features float32 [F, d] of the frames, on the CPU."""
+        return self._seen(clip, self._frames)
+
+    @torch.inference_mode()
+    def patch_features(self, clip: Clip) -> Tensor:
+        """Projected features float32 [F, side, side, d] of the patches, on the CPU.
+
+        Patches as they enter the tower's last layer, projected like the class token, which alone was trained for it.
+        """
+        return self._seen(clip, self._patches)
+
+    @torch.inference_mode()
+    def text_feature(self, text: str) -> Tensor:
+        """Projected feature float32 [d] of a text, on the CPU."""
+        length = self.model.config.text_config.max_position_embeddings
+        ids = self.tokenizer([text], truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+        return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output[0].float().cpu()
 
     def _seen(self, clip: Clip, look: Callable[[Tensor], Tensor]) -> Tensor:
         batches = (clip.frames[start : start + BATCH] for start in range(0, len(clip), BATCH))
-        return torch.cat([look(self._pixels(frames)) for frames in batches]).float()
-
-    def _spoken(self, text: str) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        ids = self.tokenizer([text], truncation=True, max_length=length, return_tensors="pt")["input_ids"]
-        return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output[0].float()
+        return torch.cat([look(self._pixels(frames)).float().cpu() for frames in batches])
 
     def _pixels(self, frames: Any) -> Tensor:
         return self.image_processor(images=[*frames], return_tensors="pt")["pixel_values"].to(self.model.device)
@@ -74,6 +83,11 @@ class FrameScorer:
         hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         side = round(hidden.shape[1] ** 0.5)
         return self.model.visual_projection(tower.post_layernorm(hidden)).unflatten(1, (side, side))
+
+
+def likeness(seen: Tensor, spoken: Tensor) -> Tensor:
+    """Cosine similarity [...] of features [..., d] and a text's feature [d]."""
+    return normalize(seen, dim=-1) @ normalize(spoken, dim=-1)
 
 
 @cache
