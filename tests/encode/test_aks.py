@@ -6,9 +6,10 @@ import torch
 from support import noise_clip, random_family
 from trained import chosen_and_random
 
+from elvi.core.frames import spanned
 from elvi.core.generate import generate
 from elvi.core.plan import Plan
-from elvi.encode.aks import AKS, spanned
+from elvi.encode.aks import AKS
 from elvi.errors import BudgetError, FitError
 from elvi.families.clip import frame_scorer
 from elvi.tiny import models, tokenizer

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from elvi.core.facts import Fact
+from elvi.core.frames import spanned
 from elvi.errors import check_asked, check_range
 from elvi.families.clip import frame_scorer
 
@@ -77,12 +78,6 @@ class AKS:
                 self.keyframes(score, middle, stop, quota - left, depth + 1),
             ]
         )
-
-
-def spanned(score: np.ndarray) -> np.ndarray:
-    """Scores [T] stretched to 0 ... 1; zeros when they are all equal."""
-    span = score.max() - score.min()
-    return (score - score.min()) / span if span > 0 else np.zeros_like(score)
 
 
 def share(left: np.ndarray, right: np.ndarray, quota: int) -> int:
