@@ -7,7 +7,8 @@ import pytest
 import torch
 from support import noise_clip, random_family
 
-from elvi.core.generate import prefill
+from elvi.core.accept import Draft
+from elvi.core.generate import prefill, verify
 from elvi.core.plan import Plan
 from elvi.core.run import Run
 from elvi.core.seams import Encoded, Layer
@@ -219,3 +220,22 @@ def test_a_reducer_remembers_from_layer_to_layer_and_forgets_between_runs():
         prefill(Run(random_family("llava"), Plan(often)), noise_clip(), QUESTION)
     assert [calls for calls, _ in often.notes] == [1, 2, 3] * 2
     assert [received is None for _, received in often.notes] == [False, True, True] * 2
+
+
+class AsksOn(Recalls):
+    prefill: ClassVar[bool] = True
+    decode: ClassVar[bool] = True
+
+    def attend(self, view):
+        view.shared["calls"] = view.shared["calls"] + 1
+        view.memory["own"] = view.memory.get("own", 0) + 1
+        self.notes.append((view.shared["calls"], view.memory["own"]))
+
+
+@torch.inference_mode()
+def test_what_a_reducer_remembers_is_shared_with_its_views_of_all_layers():
+    technique = AsksOn(Layer(0))
+    run = Run(random_family("llava"), Plan(technique))
+    prefill(run, noise_clip(), QUESTION)
+    verify(run, 10, Draft())
+    assert technique.notes[1:] == [(2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2)]

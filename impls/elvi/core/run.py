@@ -105,6 +105,7 @@ class Run:
             self.inputs.get(layer),
             self.memory.setdefault((id(technique), layer), {}),
             self.entering.get(layer),
+            self.memory.setdefault((id(technique), -1), {}),
         )
 
     def attended(self, layer: int, query: Tensor, key: Tensor, scaling: float) -> None:

@@ -120,7 +120,8 @@ class LayerView:
     Keep), query_row [Q] their row numbers; tree bool [Q, T]: which of the last T slots the rows in flight may read
     (None: all before them). phase: "piece" (of a stream), "prompt" (the whole prompt) or "answer". inputs [N, D]: what
     entered the layer's attention, and entering, the prompt's tokens as they entered the layer, if the technique asked
-    for it. memory: what this technique remembers of this layer for the length of the run.
+    for it. memory: what this technique remembers of this layer for the length of the run; shared: what it remembers
+    across layers, the same as Seen.memory.
     """
 
     layer: int
@@ -135,6 +136,7 @@ class LayerView:
     inputs: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     entering: Tokens | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _read(self) -> tuple[Tensor, Tensor]:
