@@ -281,6 +281,24 @@ def test_random_twins_of_what_acts_again_or_holds_rows_apart_run(technique):
     assert reports[1].visual_tokens["cache_mean"] == pytest.approx(reports[0].visual_tokens["cache_mean"], rel=0.2)
 
 
+@dataclass(frozen=True)
+class TakesNote(FirstTokens):
+    """Its cache follows what it has left, which it hears of again after every round."""
+
+    window: ClassVar[int] = 1
+    rolling: ClassVar[bool] = True
+    follows: ClassVar[bool] = True
+
+    def keep(self, views):
+        return [None] * len(views)
+
+
+def test_what_chooses_nothing_after_a_round_has_a_twin_of_random_tokens(family):
+    plans = Plan(TakesNote(0.25)), Plan(floor.twin(TakesNote(0.25), 1))
+    ours, drawn = (generate(family, clip_for("qwen2_5_vl"), plan=plan, max_new_tokens=2).report for plan in plans)
+    assert ours.visual_tokens == drawn.visual_tokens
+
+
 def test_random_twins_differ_with_the_seed_and_repeat_with_it(family):
     clip = family.one_per_step(clip_for("qwen2_5_vl", seconds=16))
     draws = [floor.twin(FirstFrames(5), seed).select_frames(clip, None).tolist() for seed in (1, 1, 2)]

@@ -110,6 +110,17 @@ def test_what_acts_after_every_round_needs_its_facts_after_the_others_have_acted
         Plan(EveryRound(), EveryRound()).check(random_family("llama"))
 
 
+@dataclass(frozen=True)
+class TakesNote(EveryRound):
+    follows: ClassVar = True
+
+
+def test_what_chooses_nothing_after_a_round_needs_its_facts_only_when_it_acts_first():
+    Plan(TakesNote(), Once()).check(random_family("llama"))
+    with pytest.raises(PlanError, match="acting before it"):
+        Plan(Once(), TakesNote()).check(random_family("llama"))
+
+
 def test_only_one_technique_may_draft():
     with pytest.raises(PlanError) as error:
         Plan(Guess(), Guess()).check(random_family("llama"))

@@ -171,10 +171,12 @@ def twin(technique: Any, seed: int) -> _Random | None:
         return RandomSizes(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
+    if isinstance(technique, Reduce) and getattr(technique, "follows", False):
+        return RandomCuts(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
         if isinstance(technique, Reduce):
-            return (RandomCuts if getattr(technique, "follows", False) else RandomTokensAndSlots)(technique, seed)
+            return RandomTokensAndSlots(technique, seed)
         return (RandomReads if isinstance(technique, Attend) else RandomSlots)(technique, seed)
     return None
 

@@ -166,8 +166,12 @@ class Plan:
                 )
 
     def _check_rolling(self) -> None:
-        """What acts again after every round or piece needs its facts then, too, when all others have acted."""
+        """What acts again after every round or piece needs its facts then, too, when all others have acted.
+
+        What chooses nothing then (see `follows`) does not.
+        """
         again = [t for t in self.techniques if getattr(t, "rolling", False) or getattr(t, "streams", False)]
+        again = [technique for technique in again if not getattr(technique, "follows", False)]
         for technique, other in product(again, self.techniques):
             lost = sorted(technique.needs & other.breaks, key=lambda fact: fact.name)
             if lost and other is not technique:

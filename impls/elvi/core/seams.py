@@ -130,7 +130,7 @@ class Keep(Protocol):
     (as rolling ones do in a stream); with a true attribute `inputs`, its views carry the prompt's rows as they entered
     the layer's attention, with a true attribute `entering`, the prompt's tokens as they entered the layer (a Codec may
     ask for that, too). With a true attribute `follows`, it chooses nothing itself: the cache keeps the rows that the
-    technique's own `reduce` has left.
+    technique's own `reduce` has left, be it that `keep` brings them about or only takes note of what was accepted.
     """
 
     @property
