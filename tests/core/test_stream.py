@@ -14,6 +14,7 @@ from elvi.core.generate import generate, prefill
 from elvi.core.pieces import Pieces
 from elvi.core.plan import Plan
 from elvi.core.run import Run
+from elvi.core.seams import Encoded
 from elvi.core.stream import Stream
 from elvi.decode.snapkv import SnapKV
 from elvi.errors import FitError
@@ -40,6 +41,20 @@ class LastRows:
         heads, held = view.row.shape
         slot = torch.arange(held)
         return None if view.phase != "piece" else slot[(slot < 2) | (slot >= held - self.count)].expand(heads, -1)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Notes how many visual tokens each piece has brought so far, and keeps all of them."""
+
+    needs: ClassVar = frozenset()
+    breaks: ClassVar = frozenset()
+    lossless: ClassVar[bool] = True
+    at: ClassVar = Encoded()
+
+    def reduce(self, tokens, seen):
+        seen.memory["counts"] = [*seen.memory.get("counts", []), len(tokens)]
+        return tokens
 
 
 def steps(family, clip):
@@ -113,3 +128,16 @@ def test_a_question_may_come_before_anything_is_seen():
     family = random_family("qwen2_5_vl")
     text = generate(family, None, QUESTION, max_new_tokens=5, ignore_eos=True)
     assert Stream(family).ask(QUESTION, max_new_tokens=5, ignore_eos=True).tokens == text.tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reducers_remember_what_they_noted_of_the_pieces_before(kind):
+    family, one, other = random_family(kind), Counts(), Counts()
+    stream = Stream(family, Plan(one, other))
+    for piece in steps(family, family.steps(clip_for(kind)))[:2]:
+        stream.see(piece)
+    fork = stream.pieces.fork().run
+    stream.see(piece)
+    noted = [run.memory[id(one), -1]["counts"] for run in (stream.pieces.run, fork)]
+    assert noted == [[noted[0][0]] * 3, [noted[0][0]] * 2]
+    assert stream.pieces.run.memory[id(other), -1]["counts"] == noted[0]

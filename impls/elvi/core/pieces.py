@@ -86,9 +86,10 @@ def reduce_encoded(run: Run, encoding: Encoding, clip: Clip, question: str | Non
     visual, counts = encoding.tokens, run.meter.visual_tokens
     counts["encoded"] = counts.get("encoded", 0) + len(visual)
     run.meter.tower_flops += encoding.flops
-    seen = Seen(question, torch.empty(0, dtype=torch.long), encoding.tower, clip=clip)
+    nothing = torch.empty(0, dtype=torch.long)
     with run.meter.time("select"):
         for reducer in [*([] if run.family.free_tower else run.plan.towered), *run.plan.encoded]:
-            visual = reducer.reduce(visual, seen)
+            memory = run.memory.setdefault((id(reducer), -1), {})
+            visual = reducer.reduce(visual, Seen(question, nothing, encoding.tower, clip=clip, memory=memory))
     counts["reduced"] = counts.get("reduced", 0) + len(visual)
     return visual

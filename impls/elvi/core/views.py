@@ -30,7 +30,7 @@ class Seen:
     one piece); query [Hq, N, d], key [H, N, d]: post-RoPE projections of the layer before (at Layer(k) with k > 0
     only). At Tower: block, its number, of so many `blocks`, and its own key [heads, N, d]. At Layer(k): layer, k,
     family, and entered: how many visual tokens the first layer read (with k > 0, of a prompt read in one piece).
-    memory: what the technique noted in earlier blocks or layers.
+    memory: what the technique noted in earlier blocks or layers, and of a stream in earlier pieces.
     """
 
     question: str | None
