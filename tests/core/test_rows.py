@@ -10,7 +10,7 @@ from kvsupport import TOKENS, Masked, held, prefilled, stepwise
 
 from elvi.core.accept import Draft
 from elvi.core.generate import verify
-from elvi.core.rows import PAD, Dense, Ragged
+from elvi.core.rows import PAD, Dense, PackedRows, Ragged
 from elvi.core.store import Kept, LayerStore
 from elvi.core.views import Fetched
 
@@ -248,3 +248,78 @@ def test_padded_slots_are_never_read(device):
     assert pads.any()
     assert (view.attention().masked_select(pads.expand(-1, 2, -1)) == 0).all()
     assert not (view.visual & (view.row == PAD)).any()
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Rows at half their size, restored exactly; counts how often."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    unpacked: list
+
+    @property
+    def nbytes(self) -> int:
+        return (self.keys.nbytes + self.values.nbytes) // 2
+
+    def unpack(self):
+        self.unpacked.append(self.keys.shape[1])
+        return self.keys, self.values
+
+
+def in_blocks(sizes, unpacked=None):
+    keys, values, row = fresh(sum(sizes), "cpu")
+    parts = zip(*(part.split(sizes, dim=dim) for part, dim in ((keys, 1), (values, 1), (row, 0))))
+    log = [] if unpacked is None else unpacked
+    return keys, values, PackedRows([(Halved(k, v, log), r.expand(HEADS, -1)) for k, v, r in parts])
+
+
+def test_only_the_blocks_that_rows_are_taken_from_are_unpacked():
+    unpacked = []
+    keys, values, rows = in_blocks([3, 1, 4, 2], unpacked)
+    slots = [torch.tensor([[9, 1], [0, 9]]), torch.tensor([[2], [3]]), torch.tensor([8])]
+    for head, (some_keys, some_values) in enumerate(rows.take(slots)):
+        assert torch.equal(some_keys, keys[head][slots[head]])
+        assert torch.equal(some_values, values[head][slots[head]])
+    assert unpacked == [3, 1, 2]
+
+
+def test_packed_rows_join_those_of_a_second_tier_and_a_fork_keeps_what_it_saw(device):
+    store = LayerStore()
+    store.write(*fresh(6, device))
+    store.commit()
+    everything = torch.arange(6, device=device).expand(HEADS, 6)
+    *_, rows = in_blocks([2, 2])
+    store.gather(Kept(everything[:, 4:], far=rows))
+    fork = store.fork()
+    store.gather(Kept(everything[:, :1], far=in_blocks([1])[2]))
+    assert contents(store) == [[4]] * HEADS
+    assert (store.far.row[0].tolist(), fork.far.row[0].tolist()) == ([0, 1, 2, 3, 0], [0, 1, 2, 3])
+    assert store.far.lengths == [5] * HEADS
+    width = fresh(1, device)[0].shape[-1]
+    assert store.far_bytes == 5 * HEADS * width * 4
+    assert store.far.row_bytes == width * 4
+
+
+@dataclass(frozen=True)
+class PackAndFetch(DropAndFetch):
+    """Moves the rows it does not keep to the second tier in blocks of three, packed without loss."""
+
+    def _keep(self, view):
+        kept = super()._keep(view)
+        keys, values = (part.gather(1, self._wide(kept.far, part)).split(3, dim=1) for part in view._read)
+        rows = view.row.gather(1, torch.stack(kept.far)).split(3, dim=1)
+        return Kept(kept.slots, far=PackedRows([(Halved(k, v, []), r) for k, v, r in zip(keys, values, rows)]))
+
+    def _wide(self, slots, part):
+        return torch.stack(slots)[..., None].expand(-1, -1, part.shape[-1])
+
+
+@torch.inference_mode()
+def test_rows_that_are_packed_and_fetched_are_read_as_they_were():
+    full = prefilled()
+    even = len(full.layout) // 2 * 2
+    slots = (tuple(tuple(range(head, even, 2)) for head in (0, 1)),) * len(full.store.layers)
+    exact, packed = (prefilled(technique(slots, far=True)) for technique in (DropAndFetch, PackAndFetch))
+    torch.testing.assert_close(stepwise(packed, TOKENS[:4]), stepwise(exact, TOKENS[:4]))
+    assert packed.meter.kv_read_bytes < exact.meter.kv_read_bytes

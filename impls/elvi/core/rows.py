@@ -1,4 +1,7 @@
-"""Rows of keys and values in allocated buffers: as many in every head, or ragged, a number of its own in each."""
+"""Rows of keys and values in allocated buffers: as many in every head, or ragged, a number of its own in each.
+
+And rows of the second tier in fewer bits, block by block.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from elvi.core.store import Packed
 
 GROWTH = 64  # rows by which a full buffer grows
 PAD = -1  # row number of the slots that fill up shorter heads
@@ -16,7 +21,33 @@ PAD = -1  # row number of the slots that fill up shorter heads
 Parts = tuple[list[Tensor], list[Tensor], list[Tensor]]  # keys, values [len_h, d] and row [len_h] of every head
 
 
-class Dense:
+class _Buffers:
+    """What rows in buffers keys, values [..., d] have in common."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of allocated key and value storage; row numbers are bookkeeping and not counted."""
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's key and value in one head."""
+        return 2 * self.keys.shape[-1] * self.keys.element_size()
+
+    def head(self, head: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def take(self, slots: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """keys, values [..., d] at slots [...], counted from the first row, of one head after the other."""
+        for head, at in enumerate(slots):
+            keys, values = self.head(head)
+            yield keys[at.to(keys.device)], values[at.to(keys.device)]
+
+
+class Dense(_Buffers):
     """The same number of rows in every head: buffers keys, values [H, capacity, d] and row [H, capacity]."""
 
     def __init__(self, keys: Tensor, values: Tensor, row: Tensor) -> None:
@@ -64,7 +95,7 @@ class Dense:
         self.longest = start + len(places)
 
 
-class Ragged:
+class Ragged(_Buffers):
     """A number of rows of its own in every head, packed in buffers keys, values [sum of capacities, d] and row.
 
     Head h owns the span that starts at starts[h]; `lengths[h]` of its `capacities[h]` rows are in use.
@@ -139,6 +170,54 @@ class Ragged:
         self.capacities = rooms
 
 
+class PackedRows:
+    """The same number of rows in every head, held in blocks of fewer bits, each with its row numbers [H, m].
+
+    Only the blocks that rows are taken from are unpacked, anew each time.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[Packed, Tensor]]) -> None:
+        self.blocks = [*blocks]
+
+    @property
+    def row(self) -> Tensor:
+        """[H, K]"""
+        return torch.cat([row for _, row in self.blocks], dim=1)
+
+    @property
+    def lengths(self) -> list[int]:
+        heads, longest = self.row.shape
+        return [longest] * heads
+
+    @property
+    def longest(self) -> int:
+        return self.row.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(packed.nbytes for packed, _ in self.blocks)
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of one row's key and value in one head, on average."""
+        return self.nbytes / max(1, self.row.numel())
+
+    def take(self, slots: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """keys, values [..., d] at slots [...], as the codec can restore them, of one head after the other."""
+        sizes = torch.tensor([row.shape[1] for _, row in self.blocks])
+        ends = sizes.cumsum(0)
+        wanted = torch.bucketize(torch.cat([at.flatten().cpu() for at in slots]), ends, right=True).unique()
+        keys, values = (torch.cat(parts, 1) for parts in zip(*(self.blocks[at][0].unpack() for at in wanted.tolist())))
+        moved = torch.zeros_like(sizes)  # how much further down the rows of a block stand than among what is unpacked
+        moved[wanted] = ends[wanted] - sizes[wanted].cumsum(0)
+        for head, at in enumerate(slots):
+            place = (at.cpu() - moved[torch.bucketize(at.cpu(), ends, right=True)]).to(keys.device)
+            yield keys[head][place], values[head][place]
+
+
+Rows = Dense | Ragged | PackedRows
+
+
 def held(keys: Sequence[Tensor], values: Sequence[Tensor], row: Sequence[Tensor]) -> Dense | Ragged:
     """Rows in buffers of their own, from those of every head (see Parts); dense if all heads have equally many."""
     if len({len(part) for part in row}) == 1:
@@ -146,8 +225,12 @@ def held(keys: Sequence[Tensor], values: Sequence[Tensor], row: Sequence[Tensor]
     return Ragged(keys, values, row)
 
 
-def joined(first: Dense | Ragged, more: Dense | Ragged) -> Dense | Ragged:
+def joined(first: Rows, more: Rows) -> Rows:
     """Both, one after the other in every head. Dense rows are added in place, with room for half as many again."""
+    if isinstance(first, PackedRows) and isinstance(more, PackedRows):
+        return PackedRows([*first.blocks, *more.blocks])
+    if isinstance(first, PackedRows) or isinstance(more, PackedRows):
+        raise RuntimeError("some rows are packed and others not")
     if isinstance(first, Dense) and isinstance(more, Dense):
         first.append(*more.read(), more.row, room=first.longest // 2)
         return first

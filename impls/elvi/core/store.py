@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from elvi.core.rows import Dense, Ragged, held, joined
+from elvi.core.rows import Dense, PackedRows, Ragged, held, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from elvi.core.rows import Parts
+    from elvi.core.rows import Parts, Rows
 
 
 class Packed(Protocol):
@@ -37,11 +37,12 @@ class Kept:
     """What stays of one layer.
 
     slots: of every head, ascending: one tensor [H, b], or H tensors of any length; far: slots that move to the second
-    tier; keys, values: for every head [b_h, d] in place of those that the slots hold (merging changes them).
+    tier, or the rows for it, in main memory; keys, values: for every head [b_h, d] in place of those that the slots
+    hold (merging changes them).
     """
 
     slots: Tensor | Sequence[Tensor]
-    far: Tensor | Sequence[Tensor] | None = None
+    far: Tensor | Sequence[Tensor] | PackedRows | None = None
     keys: Sequence[Tensor] | Tensor | None = None
     values: Sequence[Tensor] | Tensor | None = None
 
@@ -56,7 +57,7 @@ class LayerStore:
 
     def __init__(self) -> None:
         self.rows: Dense | Ragged | None = None
-        self.far: Dense | Ragged | None = None
+        self.far: Rows | None = None
         self.packed: list[Packed] = []  # in the order in which they were packed
         self._packed_row: Tensor | None = None
         self.tail = 0  # rows at the end that are not committed
@@ -78,17 +79,17 @@ class LayerStore:
     @property
     def nbytes(self) -> int:
         """Bytes of allocated key and value storage (row numbers are bookkeeping and not counted), second tier apart."""
-        return _allocated(self.rows) + sum(packed.nbytes for packed in self.packed)
+        return (0 if self.rows is None else self.rows.nbytes) + sum(packed.nbytes for packed in self.packed)
 
     @property
     def far_bytes(self) -> int:
         """Bytes of allocated storage in the second tier."""
-        return _allocated(self.far)
+        return 0 if self.far is None else self.far.nbytes
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the slots themselves, without room to grow: what attention over all of them reads."""
-        used = 0 if self.rows is None else sum(self.rows.lengths) * row_bytes(self.rows)
+        used = 0 if self.rows is None else sum(self.rows.lengths) * self.rows.row_bytes
         return used + sum(packed.nbytes for packed in self.packed)
 
     @property
@@ -126,11 +127,14 @@ class LayerStore:
         kept = kept if isinstance(kept, Kept) else Kept(kept)
         near = self._taken(kept.slots)
         if kept.far is not None:
-            moved = held(*([part.cpu() for part in parts] for parts in self._taken(kept.far)))
+            moved = kept.far if isinstance(kept.far, PackedRows) else self._in_main_memory(kept.far)
             self.far = moved if self.far is None else joined(self.far, moved)
         keys, values = kept.keys, kept.values
         self.rows = held(near[0] if keys is None else [*keys], near[1] if values is None else [*values], near[2])
         self.tail = 0
+
+    def _in_main_memory(self, slots: Tensor | Sequence[Tensor]) -> Rows:
+        return held(*([part.cpu() for part in parts] for parts in self._taken(slots)))
 
     def _taken(self, slots: Tensor | Sequence[Tensor]) -> Parts:
         """The rows at these slots of every head, which count as in `row`: from the first one of the longest head."""
@@ -212,12 +216,3 @@ class Store:
     @property
     def lengths(self) -> list[int]:
         return [layer.length for layer in self.layers]
-
-
-def row_bytes(rows: Dense | Ragged) -> int:
-    """Bytes of one row's key and value in one head."""
-    return 2 * rows.keys.shape[-1] * rows.keys.element_size()
-
-
-def _allocated(rows: Dense | Ragged | None) -> int:
-    return 0 if rows is None else rows.keys.nbytes + rows.values.nbytes

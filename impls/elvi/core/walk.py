@@ -14,7 +14,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from elvi.core.blocks import Blocks, attend_blocks
 from elvi.core.heads import attend_by_head
 from elvi.core.run import Run
-from elvi.core.store import row_bytes
 from elvi.core.views import Fetched, Seen
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _fetched(run: Run, layer: int, query: Tensor) -> Fetched | None:
         run.meter.kv_read_bytes += store.held_bytes
         if fetched is not None and store.far is not None:
             rows = sum(int((slots >= 0).sum()) for slots in fetched.slots)
-            run.meter.kv_read_bytes += rows * row_bytes(store.far) + fetched.looked
+            run.meter.kv_read_bytes += round(rows * store.far.row_bytes) + fetched.looked
     return fetched
 
 
