@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from elvi.example import example
 from elvi.related import shown
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def technique(name: str, cls: type[Any]) -> Group:
             facts.add_row(label, fact.value)
     answer = "is the unmodified model's" if cls().lossless else "may differ from the unmodified model's"
     facts.add_row("the answer", answer)
-    return Group(_doc(cls), "", _fields(cls), facts, "", f"elvi run {name} --sample 10000 --baseline")
+    needs = [fact.name for fact in cls.needs]
+    shown_by = example(name, needs, dir(cls), getattr(cls, "companions", ()), getattr(cls, "sweep", None))
+    return Group(_doc(cls), "", _fields(cls), facts, "", shown_by.command)
 
 
 def system(name: str, cls: type[Any]) -> Group:

@@ -95,7 +95,8 @@ CATALOG, SITE, BATTERY = "tests/survey", "tests/site", "tests/battery"
     [
         (["catalog/new.yaml"], [SITE, CATALOG]),
         (["taxonomy/stages.yaml", "docs/pages/about.md"], [SITE, CATALOG]),
-        (["README.md"], [CATALOG]),
+        (["README.md"], ["tests/core/test_readme.py", "tests/site/test_commands.py", CATALOG]),
+        (["CHANGELOG.md"], [CATALOG]),
         ([".github/workflows/site.yml"], ["tests/core/test_workflows.py", CATALOG]),
         (
             ["catalog/a.yaml", "impls/elvi/decode/a.py", "tests/decode/test_a.py"],

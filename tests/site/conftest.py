@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from elvi_survey.site.build import build
+from elvi_survey.site.build import build, write_sources
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -35,6 +35,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(root: Path) -> Path:
     build(root, root / "build/site")
     return root / "build/site"
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of the real catalog, before the builder."""
+    folder = tmp_path_factory.mktemp("written") / "pages"
+    write_sources(REPOSITORY, folder)
+    return folder
 
 
 @pytest.fixture

@@ -2,7 +2,11 @@
 
 import html5lib
 import pytest
+from commands import commands
 
+from elvi_survey.site.build import collect
+from elvi_survey.site.pages import all_pages
+from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_results
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -30,6 +34,15 @@ def test_every_cell_leads_back_to_its_value(page, root):
 def test_it_says_how_to_run_and_to_train(page):
     commands = ["".join(part.itertext()) for part in page.iter(HTML + "pre")]
     assert commands[:2] == ["$ elvi run beside", "$ elvi train beside --out DIR"]
+
+
+def test_a_text_to_try_is_shown_where_the_system_reads_one(scratch_root):
+    path = scratch_root / "impls/elvi/related/beside/__init__.py"
+    path.write_text(path.read_text().replace("    threshold", '    prompt: ClassVar = "Is it?"\n    threshold', 1))
+    sources = collect(scratch_root)
+    shown = next(each for each in all_pages(sources) if each.url == "papers/beside/")
+    text = markdown(environment(sources, "https://example.org/r"), shown)
+    assert commands(text)[:2] == ["elvi run beside", 'elvi run beside --prompt "Is it?"']
 
 
 def test_it_has_fields_and_no_composition(page):

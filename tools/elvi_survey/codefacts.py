@@ -6,8 +6,10 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elvi.errors import ElviError
+from elvi.example import Example, example
 from elvi_survey.load import read_text
 from elvi_survey.marked import MarkedError
 
@@ -39,7 +41,8 @@ class FieldFacts:
 class ClassFacts:
     """One frozen dataclass; `needs` and `breaks` are names of facts, `methods` the public ones in source order.
 
-    companions: specs of techniques that it cannot act without.
+    companions: specs of techniques that it cannot act without. sweep: the field that measurements vary, and its values.
+    prompt: what a related system can be asked as a text; None where it reads none.
     """
 
     name: str
@@ -50,6 +53,8 @@ class ClassFacts:
     breaks: list[str]
     methods: list[str]
     companions: list[str]
+    sweep: tuple[str, tuple[float, ...]] | None
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class Technique:
     def companions(self) -> list[str]:
         """Specs of the techniques that the first one cannot act without."""
         return self.main.companions if self.classes else []
+
+    @property
+    def example(self) -> Example:
+        """The command that shows it at work."""
+        return example(self.id, self.needs, self.methods, self.companions, self.main.sweep)
 
     @property
     def fields(self) -> list[FieldFacts]:
@@ -186,9 +196,9 @@ def _class(node: ast.ClassDef, lines: list[str]) -> ClassFacts:
     fields = [_field(item, lines) for item in annotated if "ClassVar" not in ast.unparse(item.annotation)]
     methods = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and not item.name.startswith("_")]
     needs, breaks = _fact_names(_attribute(node, "needs")), _fact_names(_attribute(node, "breaks"))
-    named = _attribute(node, "companions")
-    companions = [] if named is None else list(ast.literal_eval(named))
-    return ClassFacts(node.name, node.lineno, ast.get_docstring(node) or "", fields, needs, breaks, methods, companions)
+    named, sweep, prompt = (_literal(node, name) for name in ("companions", "sweep", "prompt"))
+    doc = ast.get_docstring(node) or ""
+    return ClassFacts(node.name, node.lineno, doc, fields, needs, breaks, methods, list(named or ()), sweep, prompt)
 
 
 def _field(item: ast.AnnAssign, lines: list[str]) -> FieldFacts:
@@ -209,6 +219,11 @@ def _attribute(node: ast.ClassDef, name: str) -> ast.expr | None:
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 return item.value
     return None
+
+
+def _literal(node: ast.ClassDef, name: str) -> Any:
+    value = _attribute(node, name)
+    return None if value is None else ast.literal_eval(value)
 
 
 def _fact_names(value: ast.expr | None) -> list[str]:

@@ -6,7 +6,7 @@ Each is a package with models of its own, whose public frozen dataclass follows 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,12 @@ class Table:
 
 
 class System(Protocol):
-    """What a related system can do; its fields are what can be set on the command line."""
+    """What a related system can do; its fields are what can be set on the command line.
+
+    prompt: a text to try it with, as its page does; None where it reads no text.
+    """
+
+    prompt: ClassVar[str | None]
 
     def run(self, prompt: str | None) -> list[Table]:
         """Answer one input with the shipped weights (None: the embedded default)."""

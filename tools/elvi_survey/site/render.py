@@ -14,8 +14,6 @@ from elvi_survey.site.plots import charts
 from elvi_survey.site.results import Result, budget_axis, rows
 from elvi_survey.site.text import beyond_markdown, one_line, prose
 
-MODEL, SAMPLE = "tiny-qwen", 10003
-
 
 def environment(sources: Sources, repository: str) -> Environment:
     """Templates that escape every value, with the helpers they use; links into the repository start at `repository`."""
@@ -41,7 +39,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "places": lambda record: places(catalog, record),
         "venue": lambda record: f"{catalog.venues[record.venue].title} {record.year}",
         "model_title": lambda model: catalog.models[model].title if model else "not named",
-        "command": lambda record: f"elvi run {record.id} --model {MODEL} --sample {SAMPLE} --baseline",
+        "command": lambda record: sources.techniques[record.id].example.command,
         "catalog": catalog,
         "time": roofline.time,
         **browse.helpers(catalog),
@@ -62,8 +60,6 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "drafted": drafted,
         "rows": rows,
         "worse": worse,
-        "model": MODEL,
-        "sample": SAMPLE,
     }
 
 

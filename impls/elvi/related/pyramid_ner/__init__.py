@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from elvi.errors import ElviError, check_range
 from elvi.related import Table
@@ -54,6 +54,8 @@ class PyramidNER:
     epochs: int = 12
     seed: int = 0
     seeds: int = 3
+
+    prompt: ClassVar[str | None] = "Nelrho university praised Mirven Tador ."
 
     def __post_init__(self) -> None:
         for field, low, high in (("depth", 0, 63), ("nesting", 0, 0.9), ("crossing", 0, 1)):

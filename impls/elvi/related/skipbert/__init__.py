@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from elvi.errors import ElviError, check_range
 from elvi.related import Table
@@ -33,6 +34,9 @@ class SkipBERT:
     table: str = ""  # folder of a built table; empty: rows are computed once and kept in memory
     weights: str = ""  # folder of trained weights; empty: those that ship
     seed: int = 0  # of training
+
+    prompt: ClassVar[str | None] = "A dull film ."
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("exit_threshold", (0.6, 0.9, 1.0))
 
     def __post_init__(self) -> None:
         check_range(self, "exit_threshold", 0.0, 1.0)

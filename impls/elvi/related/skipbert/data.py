@@ -8,9 +8,9 @@ product reviews whose mean rating by people lies at least 0.5 from neutral (see 
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
-import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -103,4 +103,8 @@ def extract(archive: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{extract(Path(sys.argv[1]), Path(sys.argv[2])):,} sentences")
+    parser = argparse.ArgumentParser(prog="python -m elvi.related.skipbert.data", description="Make the text again.")
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("out", type=Path)
+    asked = parser.parse_args()
+    print(f"{extract(asked.archive, asked.out):,} sentences")

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from elvi.errors import ElviError, check_range
 from elvi.related import Table
@@ -44,6 +45,9 @@ class T2DR:
     epochs: int = 8
     seed: int = 0
     seeds: int = 3
+
+    prompt: ClassVar[str | None] = None
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("missing", (0.0, 0.5, 0.9))
 
     def __post_init__(self) -> None:
         check_range(self, "missing", 0, 0.95)

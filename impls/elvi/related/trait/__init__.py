@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from elvi.errors import ElviError, check_choice, check_range
 
@@ -62,6 +62,9 @@ class Trait:
     texts: str = ""
     ray: str = ""
     seed: int = 0
+
+    prompt: ClassVar[str | None] = "q40 q39 q37"
+    sweep: ClassVar[tuple[str, tuple[float, ...]]] = ("share", (0.02,))
 
     def __post_init__(self) -> None:
         check_choice(self, "acquisition", "ei", "ucb", "random")
