@@ -22,6 +22,7 @@ from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
 from elvi_survey.site.feeds import feed_files
 from elvi_survey.site.lean import lean
+from elvi_survey.site.notebooks import notebook_files
 from elvi_survey.site.pages import Sources, all_pages
 from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_results
@@ -46,7 +47,8 @@ def collect(root: Path) -> Sources:
 def write_sources(root: Path, folder: Path) -> None:
     """Write the Markdown of every page and copy the hand-written ones with the look's files."""
     sources = collect(root)
-    made = environment(sources, _setting(root, "repo_url"))
+    site, repository = _setting(root, "site_url"), _setting(root, "repo_url")
+    made = environment(sources, repository)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / "docs/pages", folder)
     shutil.copytree(root / "docs/look", folder / "look")
@@ -54,12 +56,12 @@ def write_sources(root: Path, folder: Path) -> None:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(made, page), encoding="utf-8")
-    for name, text in script_files(sources.catalog):
+    for name, text in [*script_files(sources.catalog), *notebook_files(sources, site, repository)]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (folder / "feeds").mkdir()
-    for name, text in feed_files(sources.catalog, _setting(root, "site_url")):
+    for name, text in feed_files(sources.catalog, site):
         (folder / name).write_text(text, encoding="utf-8")
 
 

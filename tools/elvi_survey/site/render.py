@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elvi_survey.export import bibtex
 from elvi_survey.site import browse, compression, heads, roofline, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
+from elvi_survey.site.notebooks import notebook_name
 from elvi_survey.site.pages import Page, Sources, category_url, measured_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
 from elvi_survey.site.results import Result, budget_axis, rows
@@ -40,6 +41,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "venue": lambda record: f"{catalog.venues[record.venue].title} {record.year}",
         "model_title": lambda model: catalog.models[model].title if model else "not named",
         "command": lambda record: sources.techniques[record.id].example.command,
+        "notebook_name": notebook_name,
         "catalog": catalog,
         "time": roofline.time,
         **browse.helpers(catalog),
