@@ -10,7 +10,7 @@ PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression
          "compared": "prefill/token-compression/compared/", "technique": "papers/fastv/",
          "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/measured/",
          "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/",
-         "tutorial": "write-a-technique/", "roofline": "roofline/",
+         "tutorial": "write-a-technique/", "core": "api/", "module": "api/seams/", "roofline": "roofline/",
          "frontier": "frontiers/streaming/", "frontiers": "frontiers/",
          "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/"}  # fmt: skip
 

@@ -128,7 +128,7 @@ def read_techniques(root: Path) -> dict[str, Technique]:
 def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
     """The code facts of one module; raises CodeFactsError when it does not follow the contract."""
     file = path.relative_to(root).as_posix()
-    source, tree = _parse(root, file)
+    source, tree = parse(root, file)
     doc = ast.get_docstring(tree)
     if not doc:
         raise CodeFactsError(file, 1, "the module has no docstring", "begin it with one sentence on the paper's idea")
@@ -143,13 +143,13 @@ def read_technique(root: Path, stage: str, id_: str, path: Path) -> Technique:
     except (ValueError, RecursionError):
         raise CodeFactsError(file, nodes[0].lineno, "a value of the class is no literal", "write it out") from None
     files = [each.relative_to(root).as_posix() for each in sorted(path.parent.glob("*.py"))]
-    lines = sum(len(_parse(root, each)[0].splitlines()) for each in (files if stage == RELATED else [file]))
+    lines = sum(len(parse(root, each)[0].splitlines()) for each in (files if stage == RELATED else [file]))
     return Technique(id_, stage, file, lines, doc.split("\n\n")[0].replace("\n", " "), doc, classes)
 
 
 def read_facts(root: Path) -> dict[str, str]:
     """Name -> sentence of the closed list of facts; raises CodeFactsError when the enum is not there."""
-    tree = _parse(root, FACTS)[1] if (root / FACTS).is_file() else ast.Module([], [])
+    tree = parse(root, FACTS)[1] if (root / FACTS).is_file() else ast.Module([], [])
     enum = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Fact"), None)
     if enum is None:
         raise CodeFactsError(FACTS, 1, "there is no class Fact", "define the enum of facts there")
@@ -163,7 +163,7 @@ def read_facts(root: Path) -> dict[str, str]:
     }
 
 
-def _parse(root: Path, file: str) -> tuple[str, ast.Module]:
+def parse(root: Path, file: str) -> tuple[str, ast.Module]:
     """Text and syntax tree of a file inside `root`; raises CodeFactsError for a link, a large file and bad syntax."""
     path = root / file
     if path.resolve() != root.resolve() / file:

@@ -32,6 +32,7 @@ class Draft:
 
     @staticmethod
     def chain(ids: list[int], probs: Tensor | None = None) -> Draft:
+        """Tokens one after another, each the child of the one before."""
         return Draft(ids, list(range(-1, len(ids) - 1)), probs)
 
     def __len__(self) -> int:
@@ -39,6 +40,7 @@ class Draft:
 
     @property
     def is_chain(self) -> bool:
+        """Whether every node continues the one before it."""
         return self.parents == list(range(-1, len(self.ids) - 1))
 
     @property
@@ -50,6 +52,7 @@ class Draft:
         return depths
 
     def children(self, node: int) -> list[int]:
+        """The nodes that continue `node` (-1: the root), in their order."""
         return [child for child, parent in enumerate(self.parents) if parent == node]
 
     def mask(self) -> Tensor:
@@ -84,6 +87,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken, so that no chance is involved."""
         return self.temperature == 0.0
 
     def probs(self, logits: Tensor) -> Tensor:
@@ -100,9 +104,11 @@ class Sampler:
         return self.draw(self.probs(logits))
 
     def draw(self, probs: Tensor) -> int:
+        """One token from probs [V], by the target's stream."""
         return int(torch.multinomial(probs, 1, generator=self.generator))
 
     def uniform(self) -> float:
+        """A number in [0, 1), by the target's stream."""
         return float(torch.rand((), generator=self.generator))
 
 

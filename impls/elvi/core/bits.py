@@ -61,9 +61,11 @@ class Levels:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the codes and of what they stand for."""
         return self.codes.nbytes + self.low.nbytes + self.step.nbytes
 
     def restore(self) -> Tensor:
+        """[..., n] in the type of `step`."""
         return self.low + self.step * unpack_bits(self.codes, self.bits).to(self.step.dtype)
 
 
@@ -83,9 +85,11 @@ class Signs:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the codes and magnitudes."""
         return self.codes.nbytes + self.alpha.nbytes
 
     def restore(self) -> Tensor:
+        """[..., n] in the type of `alpha`."""
         return self.alpha * (2 * unpack_bits(self.codes, 1).to(self.alpha.dtype) - 1)
 
 
@@ -104,9 +108,11 @@ class Ternary:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the codes and magnitudes."""
         return self.codes.nbytes + self.alpha.nbytes
 
     def restore(self) -> Tensor:
+        """[..., size] in the type of `alpha`."""
         trits = unpack_trits(self.codes, self.alpha.numel() * self.size).view(*self.alpha.shape[:-1], self.size)
         return self.alpha * (trits.to(self.alpha.dtype) - 1)
 
@@ -127,7 +133,9 @@ class Pair:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of both."""
         return self.keys.nbytes + self.values.nbytes
 
     def unpack(self) -> tuple[Tensor, Tensor]:
+        """keys, values [H, m, d] as far as they can be restored."""
         return self.keys.restore(), self.values.restore()

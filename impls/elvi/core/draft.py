@@ -31,6 +31,7 @@ class Shape:
 
     @staticmethod
     def chain(depth: int) -> Shape:
+        """One token after another, `depth` of them."""
         return Shape(tuple(range(-1, depth - 1)))
 
     @staticmethod
@@ -54,6 +55,7 @@ class Shape:
 
     @property
     def is_chain(self) -> bool:
+        """Whether every node continues the one before it."""
         return self == Shape.chain(len(self.parents))
 
 
@@ -101,6 +103,7 @@ class ModelDrafting:
         prefill(self.run, clip if family.image_processor is not None else None, target.question or "")
 
     def propose(self, ids: list[int], limit: int) -> Draft:
+        """A tree of the shape, at most `limit` deep, after the emitted tokens `ids`."""
         tokens: list[int] = []
         parents: list[int] = []
         laws: list[Tensor] = []
@@ -116,6 +119,7 @@ class ModelDrafting:
         return Draft(tokens, parents, torch.stack(laws) if laws else None)
 
     def heard(self, path: Path) -> None:
+        """Keep the rows of accepted nodes in the drafter's cache and drop the others."""
         stand = [self.waiting.index(node) for node in path.nodes if node in self.waiting]
         self.run.commit(stand)
         self.known += len(stand)

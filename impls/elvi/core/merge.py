@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elvi.core.store import Kept
 
-MERGING = ("none", "averaged", "pivot", "weighted")
+MERGING = ("none", "averaged", "pivot", "weighted")  # what `merged` may be asked for
 CHUNK = 512  # leaving rows looked at together
 
 

@@ -40,6 +40,7 @@ class Meter:
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to those of `stage`, once the device has done its work."""
         synchronise(self.family.device)
         start = time.perf_counter()
         try:

@@ -26,7 +26,7 @@ from elvi.errors import FitError, PlanError
 if TYPE_CHECKING:
     from elvi.families.family import Family
 
-NOT_IN_A_STREAM = frozenset({Fact.WHOLE_PROMPT, Fact.QUESTION_KNOWN})
+NOT_IN_A_STREAM = frozenset({Fact.WHOLE_PROMPT, Fact.QUESTION_KNOWN})  # what no model offers there
 
 
 class Plan:
@@ -69,6 +69,7 @@ class Plan:
 
     @property
     def tower_layers(self) -> set[float]:
+        """Layers of the vision tower whose attention a technique asks for."""
         return {layer for reducer in self._reducers for layer in getattr(reducer, "tower_layers", ())}
 
     @property

@@ -56,6 +56,7 @@ class Dense(_Buffers):
 
     @property
     def lengths(self) -> list[int]:
+        """Rows of each head."""
         return [self.longest] * self.keys.shape[0]
 
     @property
@@ -72,6 +73,7 @@ class Dense(_Buffers):
         return self.keys[head, : self.longest], self.values[head, : self.longest]
 
     def parts(self) -> Parts:
+        """keys, values and row of every head, not copied."""
         return [*self.read()[0]], [*self.read()[1]], [*self.row]
 
     def append(self, keys: Tensor, values: Tensor, row: Tensor, room: int = GROWTH) -> None:
@@ -108,10 +110,12 @@ class Ragged(_Buffers):
 
     @property
     def starts(self) -> list[int]:
+        """Where the span of each head begins in the buffers."""
         return [sum(self.capacities[:head]) for head in range(len(self.capacities))]
 
     @property
     def longest(self) -> int:
+        """Rows of the longest head."""
         return max(self.lengths)
 
     @property
@@ -132,6 +136,7 @@ class Ragged(_Buffers):
         return self.keys[span], self.values[span]
 
     def parts(self) -> Parts:
+        """keys, values and row of every head, not copied."""
         return self._split(self.keys), self._split(self.values), self._split(self.row_buffer)
 
     def append(self, keys: Tensor, values: Tensor, row: Tensor) -> None:

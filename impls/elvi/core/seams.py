@@ -195,7 +195,7 @@ class Drafting(Protocol):
     def heard(self, path: Path) -> None: ...
 
 
-Judge = Callable[["Draft", "Tensor"], "Path"]
+Judge = Callable[["Draft", "Tensor"], "Path"]  # a draft and the model's logits [n+1, V] -> what stands
 
 
 @runtime_checkable

@@ -94,6 +94,7 @@ class LayerStore:
 
     @property
     def row(self) -> Tensor:
+        """[H, K] row number of each slot, packed ones first; PAD where shorter heads have none."""
         row = torch.empty(0) if self.rows is None else self.rows.row
         return row if self._packed_row is None else torch.cat([self._packed_row, row], dim=1)
 
@@ -197,22 +198,27 @@ class Store:
         return keys[None], values[None]
 
     def commit(self, accepted: list[int] | None = None) -> None:
+        """Accepted rows of the tail stay in every layer: see LayerStore.commit."""
         for layer in self.layers:
             layer.commit(accepted)
 
     def fork(self) -> Store:
+        """A copy whose layers grow on their own."""
         copied = Store(0)
         copied.layers, copied.rows = [layer.fork() for layer in self.layers], self.rows
         return copied
 
     @property
     def nbytes(self) -> int:
+        """Bytes of allocated storage in all layers, first tier."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property
     def far_bytes(self) -> int:
+        """Bytes of allocated storage in all layers, second tier."""
         return sum(layer.far_bytes for layer in self.layers)
 
     @property
     def lengths(self) -> list[int]:
+        """Slots of the longest head of each layer."""
         return [layer.length for layer in self.layers]

@@ -49,6 +49,7 @@ class Tokens:
         return visual.view(len(self.cell[visual, 0].unique()), -1) if len(visual) else visual.view(0, 0)
 
     def with_hidden(self, hidden: Tensor) -> Tokens:
+        """The same tokens with other hidden states [N, D]."""
         return replace(self, hidden=hidden)
 
     def keep(self, index: Tensor) -> Tokens:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from elvi.families.family import Family
     from elvi.media import Clip
 
-Phase = Literal["piece", "prompt", "answer"]
+Phase = Literal["piece", "prompt", "answer"]  # of a stream, the whole prompt, or while tokens are generated
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ class TowerView:
     """Attention inside the vision tower for the layers a plan asked for, one row of tokens over all frames.
 
     A layer is a number (-1: the last) or a share of the depth (0.25: a quarter of the way), as it was asked for.
-
-    cls_attention(l) [N]: what the class token pays each patch, mean over heads; joint_cls_attention(l) [N]: what it
-    would pay if all heads were one as wide as the tower; received(l) [N]: mean attention each token receives from its
-    frame (or window), mean over heads; keys(l) [N, d]: head-mean keys before scaling; head_keys(l) [N, heads, d].
     """
 
     has_cls: bool
@@ -89,18 +85,23 @@ class TowerView:
         return TowerView(self.has_cls, *({layer: wide(values) for layer, values in group.items()} for group in groups))
 
     def cls_attention(self, layer: float) -> Tensor:
+        """[N]: what the class token pays each patch, mean over heads."""
         return self._of(self.cls, layer)
 
     def joint_cls_attention(self, layer: float) -> Tensor:
+        """[N]: what the class token would pay if all heads were one as wide as the tower."""
         return self._of(self.joint, layer)
 
     def received(self, layer: float) -> Tensor:
+        """[N]: mean attention each token receives from its frame (or window), mean over heads."""
         return self._of(self.mean, layer)
 
     def keys(self, layer: float) -> Tensor:
+        """[N, d]: keys before scaling, mean over heads."""
         return self.head_keys(layer).mean(1)
 
     def head_keys(self, layer: float) -> Tensor:
+        """[N, heads, d]: keys before scaling."""
         return self._of(self.key, layer)
 
     def _of(self, statistic: dict[float, Tensor], layer: float) -> Tensor:

@@ -19,7 +19,7 @@ from elvi.core.views import Fetched, Seen
 if TYPE_CHECKING:
     from elvi.core.tokens import Tokens
 
-KERNEL = "elvi"
+KERNEL = "elvi"  # the name under which transformers knows `attention`
 
 
 def walk(tokens: Tokens, run: Run) -> Tensor:

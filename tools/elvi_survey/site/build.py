@@ -15,9 +15,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
+from elvi_survey.apifacts import read_core
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
-from elvi_survey.site import browse
+from elvi_survey.site import api, browse
 from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
 from elvi_survey.site.feeds import feed_files
@@ -41,7 +42,7 @@ def collect(root: Path) -> Sources:
             raise SiteError(
                 f"{record.id} is marked runnable but {record.module} does not exist; add it or mark it planned."
             )
-    return Sources(catalog, techniques, read_facts(root), load_results(root / "results"))
+    return Sources(catalog, techniques, read_facts(root), load_results(root / "results"), read_core(root))
 
 
 def write_sources(root: Path, folder: Path) -> None:
@@ -52,7 +53,7 @@ def write_sources(root: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / "docs/pages", folder)
     shutil.copytree(root / "docs/look", folder / "look")
-    for page in [*all_pages(sources), *browse.pages(sources)]:
+    for page in [*all_pages(sources), *browse.pages(sources), *api.pages(sources)]:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(made, page), encoding="utf-8")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from elvi_survey.apifacts import Module
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
 from elvi_survey.site import roofline
@@ -48,12 +49,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that pages are made from. `techniques` are the code facts by id, `facts` the sentences by fact name."""
+    """All that pages are made from. `techniques` are the code facts by id, `facts` the sentences by fact name.
+
+    core: what the modules of the core offer.
+    """
 
     catalog: Catalog
     techniques: dict[str, Technique]
     facts: dict[str, str]
     results: dict[str, list[Result]]
+    core: dict[str, Module] = field(default_factory=dict)
 
 
 def record_url(record: Record) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elvi_survey.export import bibtex
-from elvi_survey.site import browse, compression, heads, roofline, speculation
+from elvi_survey.site import api, browse, compression, heads, roofline, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
 from elvi_survey.site.notebooks import notebook_name
 from elvi_survey.site.pages import Page, Sources, category_url, measured_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
 from elvi_survey.site.results import Result, budget_axis, rows
-from elvi_survey.site.text import beyond_markdown, one_line, prose
+from elvi_survey.site.text import beyond_markdown, inline, one_line, prose
 
 
 def environment(sources: Sources, repository: str) -> Environment:
@@ -31,6 +31,8 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "lifecycle": lifecycle,
         "token_path": token_path,
         "prose": prose,
+        "inline": inline,
+        "api_url": api.module_url,
         "bibtex": lambda record: bibtex(record, catalog.venues[record.venue].title),
         "training": training,
         "subtitle": subtitle,
