@@ -85,7 +85,8 @@ def test_the_technique_page_has_both_pictures_and_its_model_as_a_heading(site):
 
 
 def test_without_drafts_there_is_no_page_and_no_link(scratch_root):
-    (scratch_root / "results/cpu-test/tiny-text/fastv.json").unlink()
+    for path in (scratch_root / "results/cpu-test").glob("tiny-*/fastv.json"):
+        path.unlink()
     sources = collect(scratch_root)
     pages = {page.url: page for page in all_pages(sources)}
     assert COMPARED not in pages

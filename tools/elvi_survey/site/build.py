@@ -26,7 +26,7 @@ from elvi_survey.site.lean import lean
 from elvi_survey.site.notebooks import notebook_files
 from elvi_survey.site.pages import Sources, all_pages
 from elvi_survey.site.render import environment, markdown
-from elvi_survey.site.results import load_results
+from elvi_survey.site.results import load_machines, load_results
 
 UNUSED = ("assets/javascripts", "assets/stylesheets")
 UNUSED_INDEX = "search.json"
@@ -42,7 +42,8 @@ def collect(root: Path) -> Sources:
             raise SiteError(
                 f"{record.id} is marked runnable but {record.module} does not exist; add it or mark it planned."
             )
-    return Sources(catalog, techniques, read_facts(root), load_results(root / "results"), read_core(root))
+    results = load_results(root / "results")
+    return Sources(catalog, techniques, read_facts(root), results, read_core(root), load_machines(root / "results"))
 
 
 def write_sources(root: Path, folder: Path) -> None:

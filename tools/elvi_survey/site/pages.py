@@ -7,7 +7,7 @@ from typing import Any
 from elvi_survey.apifacts import Module
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
-from elvi_survey.site import roofline
+from elvi_survey.site import reduction, roofline
 from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.explorer import facets
 from elvi_survey.site.figures import Request, acts_at
@@ -52,6 +52,7 @@ class Sources:
     """All that pages are made from. `techniques` are the code facts by id, `facts` the sentences by fact name.
 
     core: what the modules of the core offer.
+    machines: what was measured of many techniques together, by the name of the file.
     """
 
     catalog: Catalog
@@ -59,6 +60,7 @@ class Sources:
     facts: dict[str, str]
     results: dict[str, list[Result]]
     core: dict[str, Module] = field(default_factory=dict)
+    machines: dict[str, list[Result]] = field(default_factory=dict)
 
 
 def record_url(record: Record) -> str:
@@ -106,6 +108,8 @@ def all_pages(sources: Sources) -> Iterator[Page]:
     yield _papers(catalog)
     if found := roofline.choices(catalog):
         yield Page(roofline.URL, "roofline.html", "Roofline calculator", _ROOFLINE, roofline.context(found))
+    if reduced := reduction.groups(sources.results, sources.techniques, sources.machines):
+        yield _reduction(sources, reduced)
     for stage in catalog.stages.values():
         yield _stage(sources, stage)
         for category in stage.categories.values():
@@ -169,8 +173,30 @@ def compare(sources: Sources, stage: Stage, category: Category) -> Comparison | 
 
 
 def compared_url(sources: Sources, stage: Stage, category: Category) -> str | None:
-    """Where the techniques of a category stand side by side."""
-    return f"{category_url(stage, category)}compared/" if compare(sources, stage, category) else None
+    """Where the techniques of a category stand side by side: on a page of its own, or on that of token reduction."""
+    if compare(sources, stage, category):
+        return f"{category_url(stage, category)}compared/"
+    reduced = any(_reduces(sources, record) for record in sources.catalog.in_path(stage.id, category.id))
+    return reduction.URL if reduced else None
+
+
+def _reduces(sources: Sources, record: Record) -> bool:
+    """Whether it has been measured to leave fewer visual tokens."""
+    found = reduction.curves(sources.techniques.get(record.id), sources.results.get(record.id, []))
+    return next(found, None) is not None
+
+
+def _reduction(sources: Sources, groups: list[reduction.Group]) -> Page:
+    shown = {curve.id for group in groups for curve in group.curves}
+    runs = [r for r in sources.catalog.records.values() if r.implementation.status == "runnable"]
+    waiting = [r for r in runs if r.id not in shown and reduction.reduces(sources.techniques.get(r.id))]
+    context = {"groups": groups, "budget": reduction.BUDGET, "unmeasured": waiting}
+    return Page(reduction.URL, "reduction.html", "Token reduction, compared", _REDUCTION, context)
+
+
+_REDUCTION = (
+    "Quality against the visual tokens left, of all that is measured here, from random selection to the full model."
+)
 
 
 def _compared(stage: Stage, category: Category, compared: Comparison) -> Page:
@@ -238,7 +264,7 @@ def _compared_from(sources: Sources, record: Record) -> tuple[str, str] | None:
         compared = compare(sources, place.stage, place.category)
         if compared and record.id in compared.techniques:
             return f"{category_url(place.stage, place.category)}compared/", compared.link
-    return None
+    return (reduction.URL, reduction.LINK) if _reduces(sources, record) else None
 
 
 def _sections(record: Record, *, runs: bool, acts: bool, fields: bool) -> list[tuple[str, str]]:

@@ -9,11 +9,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elvi_survey.export import bibtex
 from elvi_survey.site import api, browse, compression, heads, roofline, speculation
 from elvi_survey.site.figures import glyph, lifecycle, token_path
+from elvi_survey.site.keptmaps import frame, kept_map, things
 from elvi_survey.site.notebooks import notebook_name
 from elvi_survey.site.pages import Page, Sources, category_url, measured_url, places, record_url, subtitle, training
 from elvi_survey.site.plots import charts
+from elvi_survey.site.reduction import rate
 from elvi_survey.site.results import Result, budget_axis, rows
+from elvi_survey.site.seams import seam_panel, task_cells
 from elvi_survey.site.text import beyond_markdown, inline, one_line, prose
+
+MODEL, SAMPLE = "tiny-qwen", 10003
 
 
 def environment(sources: Sources, repository: str) -> Environment:
@@ -48,6 +53,12 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "time": roofline.time,
         **browse.helpers(catalog),
         "curve_panel": compression.panel,
+        "seam_panel": seam_panel,
+        "task_cells": task_cells,
+        "kept_map": kept_map,
+        "frame": frame,
+        "things": things,
+        "needle_rate": rate,
         "fastest": speculation.best,
         "drafting_rows": speculation.rows,
         "head_kinds": heads.kinds,

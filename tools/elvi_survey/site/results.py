@@ -108,14 +108,28 @@ def load_results(root: Path) -> dict[str, list[Result]]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_machines(root: Path) -> dict[str, list[Result]]:
+    """What was measured of many techniques together, by name of the file (`speed`, `kept`), in order of machine."""
+    found: dict[str, list[Result]] = {}
+    for path in sorted(root.glob("*/*.json")):
+        found.setdefault(path.stem, []).append(Result(f"{path.parent.name}/{path.stem}", _json(path)))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SiteError(f"{path} is not JSON ({error}); write it again with `elvi bench`.") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("technique") != path.stem:
-        what = f"a results file of schema {SCHEMA} for {path.stem}"
-        raise SiteError(f"{path} is not {what}; write it again with `elvi bench`.")
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise SiteError(f"{path} is not a results file of schema {SCHEMA}; write it again with `elvi bench`.")
+    return data
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = _json(path)
+    if data.get("technique") != path.stem:
+        raise SiteError(f"{path} is not a results file for {path.stem}; write it again with `elvi bench`.")
     if "heads" in data and not _is_map(data["heads"]):
         raise SiteError(f"{path} has a map of heads that is no grid of two kinds; write it again with `elvi bench`.")
     return data
