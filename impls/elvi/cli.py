@@ -99,11 +99,11 @@ def bench(options: argparse.Namespace) -> None:
     from elvi.bench import sweep
     from elvi.bench.measure import Protocol
 
-    if options.speed is not None:
-        _speed(options)
+    if options.speed is not None or options.kept:
+        (_kept if options.kept else _speed)(options)
         return
     if not options.ids:
-        raise ElviError("Nothing was named to measure: give technique ids, `all`, or --speed.")
+        raise ElviError("Nothing was named to measure: give technique ids, `all`, --speed or --kept.")
     protocol = Protocol(options.clips, options.repeat)
     sweeps = [] if options.ids == ["all"] else [sweep.parse(text, options.budget) for text in options.ids]
     family = _load(options.model)
@@ -195,6 +195,13 @@ def _speed(options: argparse.Namespace) -> None:
     speed.run(options.out, command=options.command_line, tell=print, only=only)
 
 
+def _kept(options: argparse.Namespace) -> None:
+    from elvi.bench import kept
+
+    family = _load(options.model)
+    print(kept.run(family, options.out, command=options.command_line, tell=partial(print, flush=True)))
+
+
 def _load(name: str) -> Family:
     from elvi.families.load import load
 
@@ -273,6 +280,11 @@ def _bench_parser(commands: Any) -> None:
         nargs="?",
         const="",
         help="measure the ratios of speed and memory of elvi itself, all or those of some themes",
+    )
+    command.add_argument(
+        "--kept",
+        action="store_true",
+        help="draw what measured techniques keep of one frame, and ask what evenly spaced tokens answer",
     )
     command.set_defaults(command=bench, when_interrupted="; finished cells are saved, and --resume goes on from them")
 

@@ -1,6 +1,7 @@
 """Random selection at equal budget: what a technique must beat to have chosen well.
 
-A twin lets its technique choose, keeps only how many were chosen, and draws that many at random at the same place.
+A twin lets its technique choose, keeps only how many were chosen, and draws that many at random at the same place. A
+twin without a seed takes as many that are evenly spaced instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from elvi.core.facts import Fact
 from elvi.core.seams import Attend, Encoded, Fetch, Keep, Layer, Reduce, Resize, SelectFrames, Tower
 from elvi.core.store import Kept
+from elvi.media import uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Random:
     of: Any
-    seed: int
+    seed: int | None
 
     lossless: ClassVar[bool] = False
 
@@ -39,6 +41,13 @@ class _Random:
     def breaks(self) -> frozenset[Fact]:
         return self.of.breaks
 
+    def draw(self, total: int, count: int, salt: int = 0, scale: int = 1) -> Tensor:
+        """`count` ascending indices below `total` without replacement; the salt tells draws of one seed apart."""
+        if self.seed is None:
+            return torch.from_numpy(uniform(total, count))
+        generator = torch.Generator().manual_seed(self.seed * scale + salt)
+        return torch.randperm(total, generator=generator)[:count].sort().values
+
 
 @dataclass(frozen=True)
 class RandomFrames(_Random):
@@ -46,6 +55,8 @@ class RandomFrames(_Random):
 
     def select_frames(self, clip: Clip, question: str | None) -> np.ndarray:
         count = len(self.of.select_frames(clip, question))
+        if self.seed is None:
+            return self.draw(len(clip), count).numpy()
         return np.sort(np.random.default_rng(self.seed).choice(len(clip), count, replace=False))
 
 
@@ -77,7 +88,7 @@ class RandomTokens(_Random):
         else:  # inside a vision tower every frame is left with as many
             parts = [*tokens.row.new_tensor(range(len(tokens))).view(int(tokens.cell[-1, 0]) + 1, -1)]
         for number, visual in enumerate(parts):
-            drawn = _draw(len(visual), count // len(parts), self.seed + 1000 * number)
+            drawn = self.draw(len(visual), count // len(parts), 1000 * number)
             stays[visual[drawn.to(visual.device)]] = True
         return tokens.keep(stays)
 
@@ -129,15 +140,15 @@ class RandomSlots(_Random):
         shared = Fact.SAME_KEYS_PER_HEAD in self.of.needs  # what acts again needs heads that hold the same rows
         drawn = []
         for head, slots in enumerate(near):
-            seed = (self.seed * 1000 + view.layer) * 1000 + (0 if shared else head)
+            salt = (view.layer * 1000 + (0 if shared else head), 1_000_000)
             visual = view.visual[head]
             stays = torch.zeros_like(visual).index_fill(0, slots, True)
             if far is not None and fetched[head] > 0:
-                stays[far[head][_draw(len(far[head]), fetched[head], seed).to(visual.device)]] = True
+                stays[far[head][self.draw(len(far[head]), fetched[head], *salt).to(visual.device)]] = True
             else:
                 places, count = visual.nonzero()[:, 0], int((stays & visual).sum())
                 stays &= ~visual
-                stays[places[_draw(len(places), count, seed).to(places.device)]] = True
+                stays[places[self.draw(len(places), count, *salt).to(places.device)]] = True
             drawn.append(stays.nonzero()[:, 0])
         return drawn
 
@@ -163,8 +174,8 @@ class RandomTokensAndSlots(RandomTokens, RandomSlots):
     """Random tokens, and later random slots, of a technique that chooses both."""
 
 
-def twin(technique: Any, seed: int) -> _Random | None:
-    """Random selection at the technique's own budget; None where it selects nothing that could be drawn at random."""
+def twin(technique: Any, seed: int | None) -> _Random | None:
+    """Random selection at the technique's own budget, evenly spaced without a seed; None where nothing is selected."""
     if isinstance(technique, SelectFrames):
         return RandomFrames(technique, seed)
     if isinstance(technique, Resize):
@@ -179,8 +190,3 @@ def twin(technique: Any, seed: int) -> _Random | None:
             return RandomTokensAndSlots(technique, seed)
         return (RandomReads if isinstance(technique, Attend) else RandomSlots)(technique, seed)
     return None
-
-
-def _draw(total: int, count: int, seed: int) -> Tensor:
-    """`count` ascending indices below `total`, drawn without replacement."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values

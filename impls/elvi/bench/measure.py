@@ -79,7 +79,7 @@ def measure(
     """
     plan = plan_for(protocol.first_seed)
     plain = _unmodified(family, protocol, tick if baseline is None else lambda: None)
-    answers = plain if baseline is None else _answers(family, plan_for, protocol, tick)
+    answers = plain if baseline is None else answered(family, plan_for, protocol, tick)
     same = sum(mine.tokens == theirs.tokens for (_, mine), (_, theirs) in zip(answers, plain))
     reports = [output.report for _, output in answers]
     seams = {seam: _mean(report.visual_tokens[seam] for report in reports) for seam in reports[0].visual_tokens}
@@ -117,13 +117,14 @@ def _unmodified(family: Family, protocol: Protocol, tick: Callable[[], None]) ->
         for _ in _PLAIN[family, protocol]:
             tick()
     else:
-        _PLAIN[family, protocol] = _answers(family, lambda _: Plan(), protocol, tick)
+        _PLAIN[family, protocol] = answered(family, lambda _: Plan(), protocol, tick)
     return _PLAIN[family, protocol]
 
 
-def _answers(
+def answered(
     family: Family, plan_for: Callable[[int], Plan], protocol: Protocol, tick: Callable[[], None]
 ) -> list[tuple[Clip | None, Output]]:
+    """(clip, output) of everything that the protocol asks."""
     answers = []
     for number, clip, question in protocol.asked(family):
         longest = LONGEST if clip else LONGEST_TEXT
