@@ -1,4 +1,4 @@
-"""The command line: list, show, run, bench, train, search, estimate, demo.
+"""The command line: list, show, run, bench, train, search, estimate, pairs, demo.
 
 `elvi run --json` prints one object: plan, question, expected (null for own input), answer, tokens, report (the fields
 of `elvi.core.meter.Report`), and with --baseline the same keys of the unmodified model under `baseline`; of a related
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elvi import discover, estimate, terminal
+from elvi import discover, estimate, pairs, terminal
 from elvi.errors import ElviError
 from elvi.related import commands as related
 
@@ -229,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     related.add_train(commands)
     _search_parser(commands)
     estimate.add_parser(commands)
+    pairs.add_parser(commands)
     command = commands.add_parser("demo", help="one composed plan next to the unmodified model, on a shipped clip")
     command.set_defaults(command=demo)
     return parser

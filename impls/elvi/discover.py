@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def summary_of(name: str) -> str:
     return (ast.get_docstring(ast.parse(source_of(name).read_text())) or "").partition("\n")[0]
 
 
+@cache
 def technique(name: str) -> type[Any]:
     """The technique class of an id: the first public frozen dataclass of its module."""
     stage = stage_of(name)

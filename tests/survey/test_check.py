@@ -213,6 +213,11 @@ def test_a_results_file_that_cannot_be_used_is_reported(tree: Path, put, name, t
     assert (problem.file, problem.code) == (f"results/cpu-a/tiny/{name}.json", code)
 
 
+def test_verdicts_on_pairs_are_no_results_of_a_technique_and_stand_in_one_place(tree: Path, put) -> None:
+    put({"results/compositions.json": "{}", "results/cpu-a/compositions.json": "{}"})
+    assert [problem.file for problem in check(tree)] == ["results/cpu-a/compositions.json"]
+
+
 def test_a_good_results_file_is_accepted(tree: Path, put) -> None:
     put({"results/cpu-a/tiny/fast-thing.json": json.dumps(GOOD_RESULT)})
     assert check(tree) == []

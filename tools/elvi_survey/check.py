@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from elvi import pairs
 from elvi_survey.codefacts import CodeFactsError, module_files, read_facts, read_technique
 from elvi_survey.load import Reading, catalog_files, read_catalog, read_text
 from elvi_survey.marked import MarkedError
@@ -110,7 +111,8 @@ def _results(root: Path, catalog: Catalog, known: set[str]) -> Iterator[Problem]
     Those of a related system have no model, and stand in `related` instead.
     """
     for path in sorted((root / "results").glob("**/*.json")):
-        if path.name == "speed.json":  # ratios of elvi itself, not of a technique
+        # ratios of elvi itself, and verdicts on pairs, are not of one technique
+        if path.name == "speed.json" or path == root / pairs.FILE:
             continue
         file = path.relative_to(root).as_posix()
         problem = _result_problem(path, catalog, known)
