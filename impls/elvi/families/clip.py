@@ -36,7 +36,7 @@ class FrameScorer:
     @torch.inference_mode()
     def products(self, clip: Clip, text: str) -> Tensor:
         """Dot products float32 [F] of a text and every frame, as for `scores` but not normalised."""
-        return (self._seen(clip, self._frames) @ self._spoken(text)).cpu()
+        return self.features(clip) @ self.text_feature(text)
 
     @torch.inference_mode()
     def patch_scores(self, clip: Clip, text: str) -> Tensor:
