@@ -56,6 +56,11 @@ class FirstFrames:
         return np.arange(self.num_frames)
 
 
+@dataclass(frozen=True)
+class FirstOfBoth(FirstFrames, FirstTokens):
+    """Keeps the first frames, and of those the first visual tokens."""
+
+
 PROTOCOL = Protocol(clips=2, repeats=2, first_seed=10_002)  # a shape and a color
 
 
@@ -248,7 +253,9 @@ def test_speculation_is_counted_over_answers_and_costed_over_timed_pairs():
     )
 
 
-@pytest.mark.parametrize("technique", [FirstTokens(0.25), FirstFrames(2), LastSlots(20), SparseVILA()])
+@pytest.mark.parametrize(
+    "technique", [FirstTokens(0.25), FirstFrames(2), FirstOfBoth(0.5, 2), LastSlots(20), SparseVILA()]
+)
 def test_random_twin_has_the_budget_of_its_technique(family, technique):
     clip = clip_for("qwen2_5_vl", seconds=4)
     ours = generate(family, clip, plan=Plan(technique), max_new_tokens=1).report

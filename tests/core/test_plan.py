@@ -43,6 +43,11 @@ class NeedsClass(Early):
 
 
 @dataclass(frozen=True)
+class NeedsGrid(Early):
+    breaks: ClassVar = frozenset()
+
+
+@dataclass(frozen=True)
 class Guess:
     needs: ClassVar = frozenset()
     breaks: ClassVar = frozenset()
@@ -72,6 +77,24 @@ def test_a_broken_fact_names_both_culprits_and_the_fact():
         Plan(Late(), Early()).check(random_family("qwen2_5_vl"))
     assert error.value.culprits == ("Late", "Early")
     assert Fact.GRID.value in str(error.value)
+
+
+@dataclass(frozen=True)
+class FramesAndTokens(Late):
+    breaks: ClassVar = frozenset({Fact.GRID})
+
+    def select_frames(self, clip, question):
+        return range(len(clip))
+
+
+def test_what_chooses_frames_and_reduces_tokens_is_checked_where_it_reduces():
+    both, early = FramesAndTokens(), NeedsGrid()
+    plan = Plan(both, early)
+    plan.check(random_family("qwen2_5_vl"))
+    assert plan.techniques == (early, both)
+    assert plan.selectors == [both]
+    with pytest.raises(PlanError, match=r"FramesAndTokens needs .* Early"):
+        Plan(both, Early()).check(random_family("qwen2_5_vl"))
 
 
 def test_a_missing_fact_names_the_technique_and_the_model():

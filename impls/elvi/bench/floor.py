@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from elvi.core.views import LayerView, Seen
     from elvi.media import Clip
 
+GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class _Random:
@@ -65,7 +67,13 @@ class RandomSizes(_Random):
     """As many random time steps of every size as the technique chose."""
 
     def resize(self, clip: Clip, question: str | None) -> np.ndarray:
-        return np.random.default_rng(self.seed).permutation(self.of.resize(clip, question))
+        sizes = self.of.resize(clip, question)
+        if self.seed is not None:
+            return np.random.default_rng(self.seed).permutation(sizes)
+        spread = np.argsort(np.arange(len(sizes)) * GOLDEN % 1, kind="stable")  # any first few are far apart
+        even = np.empty_like(sizes)
+        even[spread] = np.sort(sizes)[::-1]
+        return even
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,11 @@ class RandomTokens(_Random):
             drawn = self.draw(len(visual), count // len(parts), 1000 * number)
             stays[visual[drawn.to(visual.device)]] = True
         return tokens.keep(stays)
+
+
+@dataclass(frozen=True)
+class RandomFramesAndTokens(RandomFrames, RandomTokens):
+    """Random time steps, and later random tokens of them, of a technique that chooses both."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,7 @@ class RandomTokensAndSlots(RandomTokens, RandomSlots):
 def twin(technique: Any, seed: int | None) -> _Random | None:
     """Random selection at the technique's own budget, evenly spaced without a seed; None where nothing is selected."""
     if isinstance(technique, SelectFrames):
-        return RandomFrames(technique, seed)
+        return (RandomFramesAndTokens if isinstance(technique, Reduce) else RandomFrames)(technique, seed)
     if isinstance(technique, Resize):
         return RandomSizes(technique, seed)
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):

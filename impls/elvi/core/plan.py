@@ -203,17 +203,20 @@ class Plan:
 
 
 def seam(technique: Any) -> tuple[int, int]:
-    """Where along the lifecycle a technique acts first; those that have the clip read in pieces come before all."""
+    """Where along the lifecycle a technique acts first; those that have the clip read in pieces come before all.
+
+    One that chooses frames and reduces tokens, too, stands where it reduces: facts are about tokens.
+    """
     if getattr(technique, "streams", False):
         return -1, 0
-    if isinstance(technique, SelectFrames):
-        return 0, 0
-    if isinstance(technique, Resize):
-        return 0, 1
     if isinstance(technique, Reduce):
         if isinstance(technique.at, Layer):
             return 2, technique.at.index
         return 1, int(isinstance(technique.at, Encoded))
+    if isinstance(technique, SelectFrames):
+        return 0, 0
+    if isinstance(technique, Resize):
+        return 0, 1
     for place, protocol in enumerate((Keep, Fetch, Codec, Attend, Drafter, Accept), start=3):
         if isinstance(technique, protocol):
             return place, 0
