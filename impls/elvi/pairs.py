@@ -51,7 +51,7 @@ class Pairs:
 
     def _verdicts(self, kinds: dict[str, Any]) -> dict[tuple[str, str], Verdict]:
         return {
-            (first, second): Verdict(kind, self.words(sentence, first, second))
+            (first, second): Verdict(kind, sentence)
             for kind, sentences in kinds.items()
             for sentence, found in sentences.items()
             for first, others in found.items()
@@ -63,8 +63,13 @@ class Pairs:
         names = {"{first}": self.techniques[first]["name"], "{second}": self.techniques[second]["name"]}
         return re.sub(r"\{first\}|\{second\}", lambda match: names[match[0]], sentence)
 
-    def verdict(self, model: str, first: str, second: str) -> Verdict:
+    def reason(self, model: str, first: str, second: str) -> Verdict:
+        """The verdict with its sentence as the file has it, of {first} and {second}."""
         return self._found[model].get((first, second), Verdict("works"))
+
+    def verdict(self, model: str, first: str, second: str) -> Verdict:
+        found = self.reason(model, first, second)
+        return found if found.sentence is None else Verdict(found.kind, self.words(found.sentence, first, second))
 
     def ordered(self) -> list[tuple[str, str]]:
         return ordered({name: tuple(known["seam"]) for name, known in self.techniques.items()})

@@ -11,7 +11,7 @@ PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression
          "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/measured/",
          "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/",
          "tutorial": "write-a-technique/", "core": "api/", "module": "api/seams/", "roofline": "roofline/",
-         "reduction": "reduction/",
+         "reduction": "reduction/", "matrix": "compose/",
          "frontier": "frontiers/streaming/", "frontiers": "frontiers/",
          "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/"}  # fmt: skip
 

@@ -15,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
+from elvi import pairs
 from elvi_survey.apifacts import read_core
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
@@ -42,8 +43,16 @@ def collect(root: Path) -> Sources:
             raise SiteError(
                 f"{record.id} is marked runnable but {record.module} does not exist; add it or mark it planned."
             )
-    results = load_results(root / "results")
-    return Sources(catalog, techniques, read_facts(root), results, read_core(root), load_machines(root / "results"))
+    results = root / "results"
+    return Sources(
+        catalog,
+        techniques,
+        read_facts(root),
+        load_results(results),
+        core=read_core(root),
+        machines=load_machines(results),
+        pairs=pairs.load(root / pairs.FILE) if (root / pairs.FILE).is_file() else None,
+    )
 
 
 def write_sources(root: Path, folder: Path) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from elvi.pairs import Pairs
 from elvi_survey.apifacts import Module
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
-from elvi_survey.site import reduction, roofline
+from elvi_survey.site import matrix, reduction, roofline
 from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.explorer import facets
 from elvi_survey.site.figures import Request, acts_at
@@ -53,6 +54,7 @@ class Sources:
 
     core: what the modules of the core offer.
     machines: what was measured of many techniques together, by the name of the file.
+    pairs: what works with what, if that has been written.
     """
 
     catalog: Catalog
@@ -61,6 +63,7 @@ class Sources:
     results: dict[str, list[Result]]
     core: dict[str, Module] = field(default_factory=dict)
     machines: dict[str, list[Result]] = field(default_factory=dict)
+    pairs: Pairs | None = None
 
 
 def record_url(record: Record) -> str:
@@ -110,6 +113,9 @@ def all_pages(sources: Sources) -> Iterator[Page]:
         yield Page(roofline.URL, "roofline.html", "Roofline calculator", _ROOFLINE, roofline.context(found))
     if reduced := reduction.groups(sources.results, sources.techniques, sources.machines):
         yield _reduction(sources, reduced)
+    if sources.pairs:
+        told = matrix.context(sources.pairs, catalog, sources.techniques)
+        yield Page(matrix.URL, "matrix.html", "What works with what", _MATRIX, told)
     for stage in catalog.stages.values():
         yield _stage(sources, stage)
         for category in stage.categories.values():
@@ -156,6 +162,8 @@ _HOME = "Papers and runnable techniques for efficient vision-language inference,
 
 
 _ROOFLINE = "The least time of encoding, prefilling and decoding, by the roofline of a model on a machine."
+
+_MATRIX = "Every pair of the techniques that run here: what works, what is refused, and what the refusal says."
 
 
 def _papers(catalog: Catalog) -> Page:

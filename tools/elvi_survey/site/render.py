@@ -50,6 +50,7 @@ def _helpers(sources: Sources, repository: str) -> dict[str, Any]:
         "command": lambda record: sources.techniques[record.id].example.command,
         "notebook_name": notebook_name,
         "catalog": catalog,
+        "composed": sources.pairs,
         "time": roofline.time,
         **browse.helpers(catalog),
         "curve_panel": compression.panel,
