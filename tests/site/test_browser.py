@@ -13,7 +13,8 @@ PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression
          "tutorial": "write-a-technique/", "core": "api/", "module": "api/seams/", "roofline": "roofline/",
          "reduction": "reduction/", "matrix": "compose/",
          "frontier": "frontiers/streaming/", "frontiers": "frontiers/",
-         "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/"}  # fmt: skip
+         "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/",
+         "timeline": "timeline/"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("scheme", "width"), [
