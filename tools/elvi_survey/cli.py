@@ -1,7 +1,7 @@
 """`elvi-survey`: check, format, extend and export the catalog; build the site.
 
-Exit codes: 0 done and clean, 1 problems found, 2 misuse or a service that cannot be used.  Only add, links and
-discover ask the network.
+Exit codes: 0 done and clean, 1 problems found, 2 misuse or a service that cannot be used, 130 interrupted.  Only add,
+links and discover ask the network.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ElviError as error:
         print(f"elvi-survey: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("elvi-survey: interrupted", file=sys.stderr)
+        return 130
 
 
 class _Parser(argparse.ArgumentParser):

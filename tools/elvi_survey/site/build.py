@@ -119,11 +119,18 @@ def _run(module: str, *arguments: str, environ: dict[str, str]) -> None:
 
 
 def serve(out: Path, port: int = PORT) -> None:
-    """Show a built site on this machine until interrupted."""
+    """Show a built site on this machine until interrupted; port 0 is a free one. Raises SiteError for a taken one."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(out))
-    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-        print(f"http://127.0.0.1:{server.server_port}/ (stop with Ctrl+C)")
-        server.serve_forever()
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except (OSError, OverflowError) as error:
+        raise SiteError(f"Port {port} cannot be served on ({error}); choose another with --port.") from error
+    with server:
+        print(f"http://127.0.0.1:{server.server_port}/ (stop with Ctrl+C)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()  # what the terminal shows of Ctrl+C has a line of its own
 
 
 def main(argv: list[str] | None = None) -> int:
