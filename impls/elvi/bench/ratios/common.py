@@ -38,10 +38,10 @@ def unmodified(family: Family) -> Any:
     return plain
 
 
-def wide(layers: int, width: int, inner: int, key_value_heads: int, head_dim: int = 64) -> Family:
+def wide(layers: int, width: int, inner: int, key_value_heads: int, head_dim: int = 64, blocks: int = 1) -> Family:
     """A random-weight Qwen2.5-VL with a thin tower, and a language model so wide that arithmetic decides its speed.
 
-    width: of its hidden states, in heads of head_dim; inner: of the MLPs.
+    width: of its hidden states, in heads of head_dim; inner: of the MLPs; blocks: of the tower.
     """
     small = load(MODEL)
     config = transformers.AutoConfig.from_pretrained(tiny.path(MODEL))
@@ -51,7 +51,8 @@ def wide(layers: int, width: int, inner: int, key_value_heads: int, head_dim: in
     text.layer_types = ["full_attention"] * layers
     text.rope_parameters = {**text.rope_parameters, "mrope_section": [part * head_dim // 64 for part in (8, 12, 12)]}
     vision = config.vision_config
-    vision.depth, vision.fullatt_block_indexes, vision.out_hidden_size = 1, [], width
+    vision.depth, vision.out_hidden_size = blocks, width
+    vision.fullatt_block_indexes = [block for block in vision.fullatt_block_indexes if block < blocks]
     torch.manual_seed(0)
     model = type(small.model)(config).to(small.device)
     processor = copy.deepcopy(small.image_processor)
