@@ -10,6 +10,7 @@ from support import clip_for
 
 from elvi.core.accept import Draft
 from elvi.core.generate import verify
+from elvi.core.run import Run
 from elvi.core.store import LayerStore
 from elvi.core.views import LayerView
 from elvi.decode.h2o import H2O, survivors
@@ -124,13 +125,18 @@ def test_branches_of_a_draft_do_not_evict_for_each_other():
     torch.testing.assert_close(stepwise(drafted, TOKENS), stepwise(single, TOKENS), atol=1e-4, rtol=1e-4)
 
 
+def of_layers(run: Run) -> list[dict]:
+    """What a run's technique remembers of each layer."""
+    return [memory for (_, layer), memory in run.memory.items() if layer >= 0]
+
+
 @torch.inference_mode()
 def test_a_rejected_draft_leaves_neither_rows_nor_scores():
     single, drafted = prefilled(H2O(0.1)), prefilled(H2O(0.1))
     verify(drafted, TOKENS[0], Draft.chain([1, 2, 3, 4, 5, 6, 7]))
     drafted.commit([0])
     stepwise(single, TOKENS[:1])
-    for one, two in zip(drafted.memory.values(), single.memory.values()):
+    for one, two in zip(of_layers(drafted), of_layers(single)):
         torch.testing.assert_close(one["score"], two["score"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(stepwise(drafted, TOKENS[1:]), stepwise(single, TOKENS[1:]), atol=1e-4, rtol=1e-4)
 
