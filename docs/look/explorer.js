@@ -58,6 +58,9 @@
     $("#papers-pills").replaceChildren(...chosen.map(pill)); $("#papers-pills").hidden = !chosen.length;
     $("#papers-clear").hidden = !chosen.length && !q.value;
     for (const button of $$("[data-format]")) button.disabled = !shown;
+    const beside = $("#papers-compare");
+    beside.hidden = shown < 2 || shown > 6;
+    if (!beside.hidden) beside.search = "?ids=" + papers.filter(paper => !paper.hidden).map(paper => paper.tr.id).join();
   };
   const pill = box => {
     const button = document.createElement("button");

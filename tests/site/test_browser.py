@@ -11,7 +11,7 @@ PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression
          "compression": "decode/kv-cache-compression/compared/", "heads": "papers/narrow/measured/",
          "planned": "papers/hostile/", "papers": "papers/", "about": "about/", "search": "search/",
          "tutorial": "write-a-technique/", "core": "api/", "module": "api/seams/", "roofline": "roofline/",
-         "reduction": "reduction/", "matrix": "compose/",
+         "reduction": "reduction/", "matrix": "compose/", "compare": "compare/", "chosen": "compare/?ids=fastv,narrow",
          "frontier": "frontiers/streaming/", "frontiers": "frontiers/",
          "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/",
          "timeline": "timeline/"}  # fmt: skip

@@ -19,13 +19,13 @@ from elvi import pairs
 from elvi_survey.apifacts import read_core
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
-from elvi_survey.site import api, browse, timeline
+from elvi_survey.site import api, browse, compare, timeline
 from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
 from elvi_survey.site.feeds import feed_files
 from elvi_survey.site.lean import lean
 from elvi_survey.site.notebooks import notebook_files
-from elvi_survey.site.pages import Sources, all_pages
+from elvi_survey.site.pages import Sources, all_pages, compare_page
 from elvi_survey.site.render import environment, markdown
 from elvi_survey.site.results import load_machines, load_results
 
@@ -68,7 +68,9 @@ def write_sources(root: Path, folder: Path) -> None:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(made, page), encoding="utf-8")
-    for name, text in [*script_files(sources.catalog), *notebook_files(sources, site, repository)]:
+    columns = compare.script_files(sources, made, compare_page(sources))
+    notebooks = notebook_files(sources, site, repository)
+    for name, text in [*script_files(sources.catalog), *columns, *notebooks]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from elvi.pairs import Pairs
 from elvi_survey.apifacts import Module
 from elvi_survey.codefacts import RELATED, Technique
 from elvi_survey.schema import Catalog, Record
+from elvi_survey.site import compare as side_by_side
 from elvi_survey.site import matrix, reduction, roofline
 from elvi_survey.site.comparisons import Comparison, comparison
 from elvi_survey.site.explorer import facets
@@ -116,6 +117,7 @@ def all_pages(sources: Sources) -> Iterator[Page]:
     if sources.pairs:
         told = matrix.context(sources.pairs, catalog, sources.techniques)
         yield Page(matrix.URL, "matrix.html", "What works with what", _MATRIX, told)
+    yield compare_page(sources)
     for stage in catalog.stages.values():
         yield _stage(sources, stage)
         for category in stage.categories.values():
@@ -131,6 +133,13 @@ def all_pages(sources: Sources) -> Iterator[Page]:
             yield Page(
                 measured_url(record), "measured.html", title, f"All measured numbers of {record.display_name}.", told
             )
+
+
+def compare_page(sources: Sources) -> Page:
+    words = (
+        "Papers and techniques side by side: what they do, need and break, what works together, and what was measured."
+    )
+    return Page(side_by_side.URL, "compare.html", "Compare", words, side_by_side.context(sources))
 
 
 def _home(catalog: Catalog) -> Page:
