@@ -246,7 +246,7 @@ def test_pages_of_stages_categories_and_techniques_lead_here(pair):
     sources = collect(pair)
     made = environment(sources, "https://example.org/r")
     for page in all_pages(sources):
-        if page.url in ("encode/", "encode/keyframe-selection/", "papers/sieve/"):
+        if page.url in ("", "encode/", "encode/keyframe-selection/", "papers/sieve/"):
             assert f'"{page.to(URL)}"' in markdown(made, page), page.url
 
 

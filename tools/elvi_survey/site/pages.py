@@ -108,11 +108,12 @@ def subtitle(record: Record) -> str:
 
 def all_pages(sources: Sources) -> Iterator[Page]:
     catalog = sources.catalog
-    yield _home(catalog)
+    reduced = reduction.groups(sources.results, sources.techniques, sources.machines)
+    yield _home(catalog, reduced=bool(reduced))
     yield _papers(catalog)
     if found := roofline.choices(catalog):
         yield Page(roofline.URL, "roofline.html", "Roofline calculator", _ROOFLINE, roofline.context(found))
-    if reduced := reduction.groups(sources.results, sources.techniques, sources.machines):
+    if reduced:
         yield _reduction(sources, reduced)
     if sources.pairs:
         told = matrix.context(sources.pairs, catalog, sources.techniques)
@@ -142,7 +143,7 @@ def compare_page(sources: Sources) -> Page:
     return Page(side_by_side.URL, "compare.html", "Compare", words, side_by_side.context(sources))
 
 
-def _home(catalog: Catalog) -> Page:
+def _home(catalog: Catalog, *, reduced: bool) -> Page:
     records = list(catalog.records.values())
     stages = list(catalog.stages.values())
     counted = {
@@ -162,6 +163,7 @@ def _home(catalog: Catalog) -> Page:
         "widest": max((n for found in counted.values() for _, n in found), default=0) or 1,
         "metrics": catalog.metrics,
         "request": Request(),
+        "reduction": reduction.URL if reduced else None,
         **roofline.home(catalog),
     }
     return Page("", "home.html", "A living survey of efficient vision-language inference", _HOME, context)
