@@ -17,14 +17,14 @@ REPOSITORY = HERE.parents[1]
 
 
 def make_root(folder: Path) -> Path:
-    """The fixture's catalog, code and results beside the real pages, look, core, configuration, models and hardware."""
+    """The fixture's catalog, code and results beside the real pages, look, core, configuration and vocabularies."""
     shutil.copytree(HERE / "data", folder)
     shutil.copytree(REPOSITORY / "docs", folder / "docs")
     for path in sorted((REPOSITORY / "impls/elvi/core").glob("[!_]*.py")):
         if path.name != "facts.py":
             shutil.copy(path, folder / "impls/elvi/core")
     shutil.copy(REPOSITORY / "mkdocs.yml", folder)
-    for name in ("models", "hardware"):
+    for name in ("models", "hardware", "relations"):
         shutil.copy(REPOSITORY / f"taxonomy/{name}.yaml", folder / "taxonomy")
     return folder
 

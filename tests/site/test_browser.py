@@ -14,7 +14,7 @@ PAGES = {"home": "", "stage": "prefill/", "category": "prefill/token-compression
          "reduction": "reduction/", "matrix": "compose/", "compare": "compare/", "chosen": "compare/?ids=fastv,narrow",
          "frontier": "frontiers/streaming/", "frontiers": "frontiers/",
          "model": "models/qwen2-5-vl-7b/", "venue": "venues/eccv/", "year": "years/2024/",
-         "timeline": "timeline/"}  # fmt: skip
+         "timeline": "timeline/", "relations": "relations/"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("scheme", "width"), [

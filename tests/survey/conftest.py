@@ -122,6 +122,7 @@ llava:
     "metrics": "ttft: {title: TTFT, definition: Time to the first token., unit: s, source: Table 5}\n",
     "formulas": "time: {title: Time, latex: F/P, symbols: {F: work}, source: equation 3}\n",
     "serving": "sys: {title: Sys, paradigm: staged, record: other, mechanism: Splits., source: [a page]}\n",
+    "relations": "builds-on: {title: builds on, definition: It takes up., test: Is it taken up?}\n",
     "frontiers": "next: {title: Next, definition: What next., open: Nobody did., source: a page, records: [other]}\n",
 }
 MODULE = '''\

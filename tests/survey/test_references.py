@@ -11,6 +11,7 @@ from elvi_survey.load import load_catalog
 
 FAST = "catalog/fast-thing.yaml"
 TIE = "relations:\n- {kind: builds-on, to: other, source: section 2}\n"
+BAD = [("build-on", "other"), ("builds-on", "fast-thing"), ("builds-on", "other"), ("builds-on", "gone")]
 # (file, what stands there, what it is changed to, the code and the words that must come out, a word of the fix)
 DANGLING = {
     "need": (FAST, "claims:", "needs: [qestion]\nclaims:", "unknown-tag needs.0: 'qestion'", "question"),
@@ -33,14 +34,14 @@ DANGLING = {
         FAST,
         "claims:",
         TIE.replace("other", "fast-thing") + "claims:",
-        "wrong-value relations: the record is related to itself",
+        "wrong-value relations.0: the record is related to itself",
         "delete",
     ),
     "relation said twice": (
         FAST,
         "claims:",
         TIE + TIE.split("\n", 1)[1] + "claims:",
-        "wrong-value relations: builds-on is said twice",
+        "wrong-value relations.1: builds-on is said twice of other",
         "delete",
     ),
     "day": (FAST, "in_survey:", 'added: "2026-11-32"\nin_survey:', "bad-date added: '2026-11-32'", "YYYY-MM-DD"),
@@ -65,6 +66,32 @@ DANGLING = {
     "served record": ("taxonomy/serving.yaml", "other", "othr", "unknown-tag sys.record", "other"),
     "record of a frontier": ("taxonomy/frontiers.yaml", "[other]", "[othr]", "unknown-tag next.records.0", "other"),
 }
+
+
+def test_what_is_wrong_with_a_relation_is_reported_in_its_line(tree: Path) -> None:
+    path = tree / FAST
+    before = len(path.read_text().splitlines())
+    more = "".join(f"- {{kind: {kind}, to: {to}, source: x}}\n" for kind, to in BAD)
+    path.write_text(f"{path.read_text()}{TIE}{more}")
+    found = {problem.line: problem.code for problem in check(tree)}
+    assert found == {
+        before + 3: "unknown-tag",
+        before + 4: "wrong-value",
+        before + 5: "wrong-value",
+        before + 6: "unknown-record",
+    }
+
+
+def test_no_paper_builds_on_one_that_was_posted_later(tree: Path) -> None:
+    path, other = tree / FAST, tree / "catalog/other.yaml"
+    path.write_text(path.read_text() + TIE)
+    text = other.read_text()
+    for month, count in (("2024-02", 0), ("2024-03", 0), ("2024-04", 1)):
+        other.write_text(f'{text}first_posted: "{month}"\n')
+        problems = check(tree)
+        assert [problem.message for problem in problems] == count * [
+            "relations.0: other was first posted in 2024-04, after 2024-03"
+        ]
 
 
 @pytest.mark.parametrize("name", DANGLING)

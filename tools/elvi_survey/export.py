@@ -203,6 +203,7 @@ def to_record_schema(catalog: Catalog) -> str:
     del schema["properties"]["id"]
     schema["required"].remove("id")
     schema["properties"]["venue"] = {"enum": list(catalog.venues), "title": "Venue"}
+    schema["$defs"]["Relation"]["properties"]["kind"] = {"enum": list(catalog.relations), "title": "Kind"}
     placement = schema["$defs"]["Placement"]
     placement["properties"]["stage"] = {"enum": list(catalog.stages), "title": "Stage"}
     placement["oneOf"] = [_places(stage) for stage in catalog.stages.values()]

@@ -26,6 +26,7 @@ from elvi_survey.vocabulary import (
     Metric,
     Model,
     Need,
+    RelationKind,
     ServingSystem,
     Stage,
     Venue,
@@ -35,6 +36,7 @@ MAX_BYTES = 256 * 1024
 VOCABULARIES: dict[str, type[Model]] = {
     "stages": Stage, "models": LanguageModel, "hardware": Hardware, "benchmarks": Benchmark, "venues": Venue,
     "needs": Need, "metrics": Metric, "formulas": Formula, "serving": ServingSystem, "frontiers": Frontier,
+    "relations": RelationKind,
 }  # fmt: skip
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 _ENTRIES: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(dict[str, kind]) for name, kind in VOCABULARIES.items()}  # type: ignore[valid-type]

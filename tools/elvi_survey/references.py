@@ -34,17 +34,35 @@ def _record(catalog: Catalog, reading: Reading, record: Record, ids: set[str]) -
         _known(reading, file, ("venue",), record.venue, catalog.venues)
     for index, need in enumerate(record.needs):
         _known(reading, file, ("needs", index), need, catalog.needs)
-    for index, relation in enumerate(record.relations):
-        if relation.to not in ids:
-            message = f"{record.id} {relation.kind} {relation.to!r}, but catalog/{relation.to}.yaml does not exist"
-            mark = reading.marked[file].nearest(("relations", index, "to"))
-            reading.add(file, mark, "unknown-record", message, suggest(relation.to, sorted(ids), "add that record"))
+    for index in range(len(record.relations)):
+        _relation(catalog, reading, record, index, ids)
     for index, claim in enumerate(record.claims):
         if claim.model is not None:
             _known(reading, file, ("claims", index, "model"), claim.model, catalog.models)
     for key in record.provenance:
         _known(reading, file, ("provenance", key), key, sorted(set(Record.model_fields) - {"id", "provenance"}))
     _venue_type(catalog, reading, record)
+
+
+def _relation(catalog: Catalog, reading: Reading, record: Record, index: int, ids: set[str]) -> None:
+    """Its kind and its record exist; no record is tied to itself, twice in one way, or builds on a later one."""
+    file, relation = f"catalog/{record.id}.yaml", record.relations[index]
+    _known(reading, file, ("relations", index, "kind"), relation.kind, catalog.relations)
+    other, before = catalog.records.get(relation.to), record.relations[:index]
+    code, where = "wrong-value", f"relations.{index}"
+    if relation.to not in ids:
+        code, fix = "unknown-record", suggest(relation.to, sorted(ids), "add that record")
+        message = f"{record.id} {relation.kind} {relation.to!r}, but catalog/{relation.to}.yaml does not exist"
+    elif relation.to == record.id:
+        message, fix = f"{where}: the record is related to itself", "delete it"
+    elif (relation.kind, relation.to) in [(tie.kind, tie.to) for tie in before]:
+        message, fix = f"{where}: {relation.kind} is said twice of {relation.to}", "delete one of the two"
+    elif relation.kind == "builds-on" and other and (record.first_posted or "9") < (other.first_posted or ""):
+        message = f"{where}: {relation.to} was first posted in {other.first_posted}, after {record.first_posted}"
+        fix = "correct the date, or say it in the other record"
+    else:
+        return
+    reading.add(file, reading.marked[file].nearest(("relations", index, "to")), code, message, fix)
 
 
 def _placement(catalog: Catalog, reading: Reading, file: str, index: int, placement: Placement) -> None:

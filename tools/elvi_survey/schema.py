@@ -20,6 +20,7 @@ from elvi_survey.vocabulary import (
     Modality,
     Model,
     Need,
+    RelationKind,
     ServingSystem,
     Stage,
     Venue,
@@ -28,7 +29,6 @@ from elvi_survey.vocabulary import (
 
 LinkKind = Literal["official", "fork", "third-party"]
 Status = Literal["runnable", "planned", "none"]
-RelationKind = Literal["builds-on", "composes-with", "baseline-of", "contradicts"]
 Verified = Literal["title", "arxiv", "authors", "venue", "code"]
 PlacementSource = Literal[
     "figure3", "table2", "table3", "table4", "table6", "text", "appendix", "readme", "readme-2026-09", "ours"
@@ -73,9 +73,9 @@ class Claim(Model):
 
 
 class Relation(Model):
-    """A tie of this record to another: this one builds on `to`, composes with it, is its baseline or contradicts it."""
+    """A tie of this record to another one, `to`, of a kind of taxonomy/relations.yaml."""
 
-    kind: RelationKind
+    kind: Id
     to: Id
     source: Text
 
@@ -122,16 +122,6 @@ class Record(Model):
             raise PydanticCustomError("bad_date", "the month contradicts arXiv id {arxiv}", context)
         return self
 
-    @model_validator(mode="after")
-    def _related_once(self) -> Record:
-        ties = [(relation.kind, relation.to) for relation in self.relations]
-        twice = next((kind for kind, to in ties if ties.count((kind, to)) > 1), None)
-        if twice or self.id in {to for _, to in ties}:
-            context = {"field": "relations", "fix": "delete one of the two" if twice else "delete it"}
-            message = f"{twice} is said twice of one record" if twice else "the record is related to itself"
-            raise PydanticCustomError("wrong_value", "{message}", {"message": message, **context})
-        return self
-
     @property
     def display_name(self) -> str:
         """The short name, or the title where the paper has none."""
@@ -174,6 +164,7 @@ class Catalog:
     formulas: dict[str, Formula]
     serving: dict[str, ServingSystem]
     frontiers: dict[str, Frontier]
+    relations: dict[str, RelationKind]
 
     def in_path(self, stage: str, category: str | None = None, subcategory: str | None = None) -> list[Record]:
         """Records placed at this node of the taxonomy, or below it, by id."""

@@ -117,6 +117,16 @@ class VisionTower(Model):
     frame_pool: Count = 1
 
 
+class RelationKind(Model):
+    """A way in which one paper stands to another; `title` is the verb between them, `mutual` ones hold both ways."""
+
+    id: Id
+    title: Text
+    definition: Text
+    test: Text
+    mutual: bool = False
+
+
 class LanguageModel(Model):
     """Dimensions of one model.  `checked` parts were seen in public files, the rest is from memory."""
 

@@ -19,7 +19,7 @@ from elvi import pairs
 from elvi_survey.apifacts import read_core
 from elvi_survey.codefacts import read_facts, read_techniques
 from elvi_survey.load import load_catalog
-from elvi_survey.site import api, browse, compare, timeline
+from elvi_survey.site import api, browse, compare, relations, timeline
 from elvi_survey.site.errors import SiteError
 from elvi_survey.site.explorer import script_files
 from elvi_survey.site.feeds import feed_files
@@ -63,7 +63,8 @@ def write_sources(root: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(root / "docs/pages", folder)
     shutil.copytree(root / "docs/look", folder / "look")
-    found = [*all_pages(sources), *browse.pages(sources), *timeline.pages(sources.catalog), *api.pages(sources)]
+    found = [*all_pages(sources), *browse.pages(sources), *api.pages(sources)]
+    found += [*timeline.pages(sources.catalog), *relations.pages(sources.catalog)]
     for page in found:
         path = folder / page.source
         path.parent.mkdir(parents=True, exist_ok=True)
