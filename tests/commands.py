@@ -16,7 +16,7 @@ TECHNIQUES = read_techniques(ROOT)
 SHELLS = ("", "sh", "bash", "shell", "console")
 PROGRAMS = ("elvi", "elvi-survey", "make", "python", "pip", "git", "npm")
 _PRE = re.compile(r"<pre[^>]*>\s*<code[^>]*>(.*?)</code>\s*</pre>", re.DOTALL)
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(rf"`((?:{'|'.join(PROGRAMS)})\s[^`]+)`|<code>((?:{'|'.join(PROGRAMS)})\s.+?)</code>", re.DOTALL)
 _INDENTED = re.compile(rf"^    ((?:{'|'.join(PROGRAMS)}) .+)$", re.MULTILINE)
 

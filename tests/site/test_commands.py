@@ -40,13 +40,16 @@ RUN = {
 ONLY_READ = {
     r"elvi run fastv --model Qwen/\S+ .*": "weights of a hub are fetched from the network",
     r"elvi run skipbert:table=FOLDER .*": "the table is built for minutes; tests/related has a small one",
+    r"elvi pairs --write \S+": "runs every pair for minutes; the battery holds its file to what happens",
     r"elvi (bench|train|search) \S.*": "measures or trains for minutes; other tests do less of each",
     r"python -m elvi\.(tiny\.(train|evaluate)|related\.skipbert\.table)\b.*": "trains or measures for minutes",
     r"python -m elvi\.related\.skipbert\.data \S+ \S+": "the archive with the sentences is fetched from the network",
     r"elvi-survey from-issue FILE \| git apply": "tests/survey turns forms into patches that git applies",
 }
 NAMED = r"elvi(-survey)? [\w-]+"  # a command by its name, with nothing to do it with
-FILLED = {"<id>": "fastv", "FILE": "file", "FOLDER": "folder", "DIR": "folder", "[": "", "]": ""}
+# Pages that a test of their own runs from end to end.
+BY_ITSELF = {"write-a-technique.md": "tests/core/test_tutorial.py"}
+FILLED = {"<id>": "fastv", "COMMAND": "btp", "FILE": "file", "FOLDER": "folder", "DIR": "folder", "[": "", "]": ""}
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +59,8 @@ def pages(written) -> dict[str, list[str]]:
     texts |= {path.name: path for path in written.glob("*.md") if path.name != "index.md"}
     others = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob(".github/*.md"), *ROOT.glob("impls/**/*.md")]
     texts |= {path.relative_to(ROOT).as_posix(): path for path in others}
+    for name, test in BY_ITSELF.items():
+        assert texts.pop(name).name in (ROOT / test).read_text(encoding="utf-8")
     return {name: found for name, path in texts.items() if (found := commands(path.read_text(encoding="utf-8")))}
 
 
