@@ -10,14 +10,14 @@ Chen et al., CVPR 2026, arXiv:2510.18269. Streams forbid looking ahead, and thei
    4 bits, with the least value and the step of each head and channel, and its mean key. A question, by cosine with the
    mean keys, brings `num_groups` of them back, which are read next to the window for the whole answer.
 
-Known to us from the abstract, a summary by others, and a re-implementation of CTR. Ours (R) are:
+Where we differ cannot be told in full: we know the abstract, a summary, and a re-implementation of CTR. Ours (R) are:
 - clusters by directions, with 7 neighbours; means that stand at their centres, and all tokens in raster order at the
   positions of the stream, which a group keeps when it comes back;
 - mean keys and queries without rotation, as means of rotated keys mix positions; heads side by side; that each layer
   chooses for itself, once, by the mean of the question's tokens;
-- that frames read the window alone, of 4 frames, and the text before the first, which stays; 4 groups, where others
-  quote 12,544 tokens, as clips here are short; text between frames, which joins its group;
-- that groups lie in main memory, and are restored each time that they are read.
+- that frames read the window alone, of 4 frames, and the text before the first, which stays; text between them joins
+  its group; 4 groups, where others quote 12,544 tokens, as clips here are short;
+- that groups lie in main memory, restored whenever they are read. The paper's ablation at 2 bits is left out.
 """
 
 from __future__ import annotations
