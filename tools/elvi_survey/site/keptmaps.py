@@ -36,13 +36,15 @@ def kept_map(kept: Result, technique: str, stage: str, name: str) -> Markup:
 def _strip(counts: list[int], most: int, shown: int) -> str:
     """A bar per time step; a stroke below the one that the frame shows."""
     step, base = SIDE / len(counts), SIDE + STRIP + 5
-    bars = "".join(
-        f"M{2 + (i + 0.5) * step:.3g},{base:g}v-{STRIP * min(1, count / most):.2g}"
-        for i, count in enumerate(counts)
-        if count
-    )
-    mark = f'<path class="l-ink" stroke-width="2" d="M{2 + shown * step:.3g},{base + 2.5:g}h{step:.2g}"/>'
-    return f'<path class="l-edge" stroke-width="{0.7 * step:.2g}" d="{bars}"/>{mark}'
+    tall = [round(STRIP * min(1, count / most), 1) for count in counts]
+    bars = "".join(f"M{2 + (i + 0.5) * step:.3g},{base:g}v-{high:g}" for i, high in enumerate(tall) if high)
+    if len({*counts}) == 1 and tall[0]:  # as many of every step: one long bar is shorter to write
+        return f'<path class="f-edge" d="M2,{base:g}v-{tall[0]:g}h{SIDE:g}v{tall[0]:g}z"/>' + _here(shown, step, base)
+    return f'<path class="l-edge" stroke-width="{0.7 * step:.2g}" d="{bars}"/>' + _here(shown, step, base)
+
+
+def _here(shown: int, step: float, base: float) -> str:
+    return f'<path class="l-ink" stroke-width="2" d="M{2 + shown * step:.3g},{base + 2.5:g}h{step:.2g}"/>'
 
 
 def frame(kept: Result) -> Markup:

@@ -124,7 +124,7 @@ class Group:
         """Path in `kept` of what evenly spaced selection answers to the same at the setting next to `BUDGET`."""
         found, result = self._kept_of(curve), curve.result
         told = (curve.near.cell["setting"], result.data["protocol"])
-        same = found is not None and (found["setting"], found["protocol"]) == told
+        same = found is not None and found["even"] and (found["setting"], found["protocol"]) == told
         return f"techniques/{curve.id}/even" if same else None
 
     def maps(self, curves: list[Curve]) -> list[Curve]:
