@@ -19,6 +19,7 @@ from elvi_survey.schema import Catalog, Record
 
 FOLDERS = ("catalog", "taxonomy", "impls", "results", "tests")
 RESULTS_SCHEMA = 1
+OF_MANY = {"speed.json", "kept.json"}  # measured of all techniques of a machine together
 MAX_RESULT_BYTES = 4 * 1024 * 1024
 _NOTHING = re.compile(r"[^a-z0-9]+")
 
@@ -111,8 +112,7 @@ def _results(root: Path, catalog: Catalog, known: set[str]) -> Iterator[Problem]
     Those of a related system have no model, and stand in `related` instead.
     """
     for path in sorted((root / "results").glob("**/*.json")):
-        # ratios of elvi itself, and verdicts on pairs, are not of one technique
-        if path.name == "speed.json" or path == root / pairs.FILE:
+        if path.name in OF_MANY or path == root / pairs.FILE:
             continue
         file = path.relative_to(root).as_posix()
         problem = _result_problem(path, catalog, known)
