@@ -23,6 +23,7 @@ from elvi.decode.inf_mllm import InfMLLM
 from elvi.decode.livevlm import LiveVLM
 from elvi.decode.sparsevila import SparseVILA
 from elvi.errors import BudgetError, ElviError
+from elvi.prefill.dycoke import DyCoke
 from elvi.tiny.data import sample
 
 
@@ -304,6 +305,26 @@ def test_what_chooses_nothing_after_a_round_has_a_twin_of_random_tokens(family):
     plans = Plan(TakesNote(0.25)), Plan(floor.twin(TakesNote(0.25), 1))
     ours, drawn = (generate(family, clip_for("qwen2_5_vl"), plan=plan, max_new_tokens=2).report for plan in plans)
     assert ours.visual_tokens == drawn.visual_tokens
+
+
+def test_a_random_twin_reads_as_many_visual_rows_while_decoding(family):
+    found = []
+
+    @dataclass(frozen=True)
+    class Spy(floor.RandomCutsAndReads):
+        def attend(self, view):
+            drawn = super().attend(view)
+            if drawn is not None:
+                found.append((view.visual[0], self.of.attend(view), drawn))
+            return drawn
+
+    clip = clip_for("qwen2_5_vl", seconds=4)
+    generate(family, clip, plan=Plan(Spy(DyCoke(layer=1), 1)), max_new_tokens=4, ignore_eos=True)
+    assert len(found) > 2
+    for visual, ours, drawn in found:
+        assert torch.equal(ours[..., ~visual], drawn[..., ~visual])
+        assert torch.equal(ours[..., visual].sum(-1), drawn[..., visual].sum(-1))
+        assert not torch.equal(ours, drawn)
 
 
 def test_random_twins_differ_with_the_seed_and_repeat_with_it(family):

@@ -121,6 +121,33 @@ class RandomCuts(RandomTokens):
 
 
 @dataclass(frozen=True)
+class RandomCutsAndReads(RandomCuts):
+    """Random tokens, of which every later row reads as many random ones as the technique would have it read."""
+
+    @property
+    def rolling(self) -> bool:  # type: ignore[override]
+        return self.of.rolling
+
+    @property
+    def prefill(self) -> bool:
+        return self.of.prefill
+
+    @property
+    def decode(self) -> bool:
+        return self.of.decode
+
+    def attend(self, view: LayerView) -> Tensor | None:
+        reads = self.of.attend(view)
+        if reads is None or reads.dtype != torch.bool:
+            return reads
+        drawn, places = reads & ~view.visual[0], view.visual[0].nonzero()[:, 0]
+        for place, row in enumerate(view.query_row.tolist()):
+            count = int(reads[0, place, places].sum())
+            drawn[:, place, places[self.draw(len(places), count, view.layer * 1000 + row, 1_000_000)]] = True
+        return drawn
+
+
+@dataclass(frozen=True)
 class RandomSlots(_Random):
     """As many random visual slots of each head as the technique kept near; text slots are those that it kept.
 
@@ -196,7 +223,7 @@ def twin(technique: Any, seed: int | None) -> _Random | None:
     if isinstance(technique, Reduce) and not isinstance(technique, Keep):
         return RandomTokens(technique, seed)
     if isinstance(technique, Reduce) and getattr(technique, "follows", False):
-        return RandomCuts(technique, seed)
+        return (RandomCutsAndReads if isinstance(technique, Attend) else RandomCuts)(technique, seed)
     streams = getattr(technique, "streams", False)
     if isinstance(technique, Keep) and not (technique.rolling or (isinstance(technique, Fetch) and streams)):
         if isinstance(technique, Reduce):
