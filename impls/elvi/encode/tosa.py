@@ -79,7 +79,7 @@ class ToSA:
     def reduce(self, tokens: Tokens, seen: Seen) -> Tokens:
         if not len(tokens):
             return tokens
-        code, alpha = seen.memory.get("code"), self.alpha
+        code, alpha = seen.memory.get("code") if seen.block else None, self.alpha  # of the blocks before
         if code is None:
             code = codes(tokens.cell, self._depth(tokens.cell))
         if alpha is None:
