@@ -351,3 +351,10 @@ def test_filtering_and_painting_takes_less_than_a_frame_or_three(browser, catalo
     context.close()
     print(f"\n{count} papers, {len(changes)} changes: median {times[9]:.1f} ms, p95 {times[-1]:.1f} ms")
     assert times[-1] < 3 * aim
+
+
+@pytest.mark.parametrize("width", [320, 375])
+def test_the_whole_table_has_no_violation_on_a_phone(page, real, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(real)
+    assert violations(page) == []
