@@ -22,7 +22,7 @@ ATTACKS = {
     "markdown": "# owned [owned](javascript:owned) **o** ![owned](https://owned.example/x) *o* _w_ ~~n~~ | a | b |",
     "block": '\n# owned\n\n- owned\n\n> owned\n\n    owned\n\n~~~\nowned\n~~~\n\n[TOC]\n\n--8<-- "mkdocs.yml"\n\n:::x',
     "template": "{{ 7 * 191 }} {% include 'owned' %} {# owned #} ${7*191} <%= 7*191 %> {: .owned #owned }",
-    "entities": "&lt;owned&gt; &#60;b&#62; %3Cscript%3E \u202e\u2066 ]]> <!-- owned --> <?php owned ?> \\u003c",
+    "entities": "&lt;owned&gt; &#60;b&#62; %3Cscript%3E ]]> <!-- owned --> <?php owned ?> \\u003c",
     "address": "https://example.org/(owned)*_~[x](javascript:owned())%22;owned&lt;?a=#owned",
 }
 RECORD = {

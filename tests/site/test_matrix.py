@@ -36,7 +36,7 @@ def expected(found: pairs.Pairs, acting: set[tuple[str, str]], row: str, column:
         return ""
     pair = (row, column) if (row, column) in acting else (column, row)
     kinds = {found.verdict(model, *pair).kind for model in found.models} - {"unfit"}
-    return STATES[kinds.pop()] if len(kinds) == 1 else STATES["model"]
+    return STATES[kinds.pop() if len(kinds) == 1 else "model" if kinds else "unfit"]
 
 
 def test_every_cell_says_what_the_file_says(real):

@@ -73,5 +73,7 @@ def test_a_taken_port_is_refused_in_a_sentence(monkeypatch, capsys):
 
 
 def test_make_serves_by_the_command_that_is_tested_here():
-    done = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1].endswith("/elvi-survey site serve")

@@ -11,7 +11,7 @@ import torch
 
 from elvi.core.spread import farthest, similarity
 
-ROUNDS = 15
+ROUNDS = 15  # of k-means, at most
 
 
 def k_means(rows: np.ndarray, count: int) -> np.ndarray:

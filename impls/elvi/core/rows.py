@@ -1,7 +1,4 @@
-"""Rows of keys and values in allocated buffers: as many in every head, or ragged, a number of its own in each.
-
-And rows of the second tier in fewer bits, block by block.
-"""
+"""Rows of keys and values: as many in every head, ragged (a number of its own in each), or packed in fewer bits."""
 
 from __future__ import annotations
 
@@ -191,15 +188,18 @@ class PackedRows:
 
     @property
     def lengths(self) -> list[int]:
+        """Rows of every head."""
         heads, longest = self.row.shape
         return [longest] * heads
 
     @property
     def longest(self) -> int:
+        """Rows of any head."""
         return self.row.shape[1]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the codes with what restores them."""
         return sum(packed.nbytes for packed, _ in self.blocks)
 
     @property
