@@ -220,7 +220,7 @@ class PackedRows:
             yield keys[head][place], values[head][place]
 
 
-Rows = Dense | Ragged | PackedRows
+Rows = Dense | Ragged | PackedRows  # of the second tier
 
 
 def held(keys: Sequence[Tensor], values: Sequence[Tensor], row: Sequence[Tensor]) -> Dense | Ragged:
