@@ -10,6 +10,7 @@ import torch
 from kvsupport import TOKENS, held, in_rounds, prefilled, stepwise
 from support import random_family
 from trained import chosen_and_random
+from videosupport import noise, shown
 
 from elvi.bench.floor import twin
 from elvi.core.accept import Draft
@@ -22,20 +23,6 @@ from elvi.prefill.dycoke import DyCoke
 from elvi.prefill.fastv import FastV
 
 DECODE = DyCoke(keep_ratio=1.0, layer=1, read_ratio=0.3)
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shown(hidden: torch.Tensor) -> Tokens:
-    """One text token, frames of tokens [T, n, D], one text token."""
-    frames, length, width = hidden.shape
-    count = torch.arange(frames * length + 2, device=hidden.device)
-    cell = torch.stack([torch.div(count - 1, length, rounding_mode="floor"), count, count], dim=1)
-    cell[[0, -1]] = -1
-    states = torch.cat([hidden.new_zeros(1, width), hidden.flatten(0, 1), hidden.new_ones(1, width)])
-    return Tokens(states, count[None], count, cell, torch.ones_like(states[:, 0]), count)
 
 
 def reduced(hidden: torch.Tensor, **fields) -> Tokens:

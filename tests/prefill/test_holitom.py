@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import noise_clip, random_family
 from trained import chosen_and_random
+from videosupport import noise, shown
 
 from elvi.core.cluster import density_peaks
 from elvi.core.generate import prefill
@@ -17,20 +18,6 @@ from elvi.errors import BudgetError
 from elvi.prefill.holitom import HoliTom, merge_weights
 
 QUESTION = "what color is the star ?"
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shown(hidden: torch.Tensor) -> Tokens:
-    """One text token, then frames of tokens [T, n, D], then one text token."""
-    frames, length, width = hidden.shape
-    count = torch.arange(frames * length + 2, device=hidden.device)
-    cell = torch.stack([torch.div(count - 1, length, rounding_mode="floor"), count, count], dim=1)
-    cell[[0, -1]] = -1
-    states = torch.cat([hidden.new_zeros(1, width), hidden.flatten(0, 1), hidden.new_ones(1, width)])
-    return Tokens(states, count[None], count, cell, torch.ones_like(states[:, 0]), count)
 
 
 def before_the_model(tokens: Tokens, seed: int = 0) -> Seen:

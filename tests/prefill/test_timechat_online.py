@@ -8,6 +8,7 @@ import torch
 from streamsupport import layers, watched
 from support import hiding, noise_clip, random_family
 from trained import chosen_and_random
+from videosupport import noise, shown
 
 from elvi.core.generate import generate, prefill
 from elvi.core.plan import Plan
@@ -21,24 +22,10 @@ from elvi.prefill.timechat_online import TimeChatOnline, patches
 QUESTION = "what color is the star ?"
 
 
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shown(hidden: torch.Tensor) -> Tokens:
-    """One text token, frames of tokens [T, 2 x n/2, D], one text token."""
-    frames, length, width = hidden.shape
-    count = torch.arange(frames * length + 2, device=hidden.device)
-    frame = torch.div(count - 1, length, rounding_mode="floor")
-    place = count - 1 - frame * length
-    cell = torch.stack([frame, torch.div(place, length // 2, rounding_mode="floor"), place % (length // 2)], dim=1)
-    cell[[0, -1]] = -1
-    states = torch.cat([hidden.new_zeros(1, width), hidden.flatten(0, 1), hidden.new_ones(1, width)])
-    return Tokens(states, count[None], count, cell, torch.ones_like(states[:, 0]), count)
-
-
 def reduced(hidden: torch.Tensor, clip: Clip | None = None, **fields) -> Tokens:
-    return TimeChatOnline(**fields).reduce(shown(hidden), Seen(None, torch.empty(0, dtype=torch.long), clip=clip))
+    return TimeChatOnline(**fields).reduce(
+        shown(hidden, rows=2), Seen(None, torch.empty(0, dtype=torch.long), clip=clip)
+    )
 
 
 def drifting() -> torch.Tensor:
@@ -66,7 +53,7 @@ def test_what_is_too_much_like_the_token_before_it_is_dropped(reference, thresho
     out = reduced(hidden.to(device), threshold=threshold, reference=reference)
     assert out.row.tolist() == [*kept, 61]
     assert 12 < len(out) < 62
-    assert torch.equal(out.hidden.cpu(), shown(hidden).hidden[out.row.cpu()])
+    assert torch.equal(out.hidden.cpu(), shown(hidden, rows=2).hidden[out.row.cpu()])
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.5, 1.0])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import hiding, noise_clip, random_family
 from trained import chosen_and_random
+from videosupport import noise, shown
 
 from elvi.core.generate import prefill
 from elvi.core.plan import Plan
@@ -16,20 +17,6 @@ from elvi.errors import BudgetError
 from elvi.prefill.vidcom2 import VidCom2, counts, steady
 
 QUESTION = "what color is the star ?"
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def shown(hidden: torch.Tensor) -> Tokens:
-    """One text token, frames of tokens [T, n, D], one text token."""
-    frames, length, width = hidden.shape
-    count = torch.arange(frames * length + 2, device=hidden.device)
-    cell = torch.stack([torch.div(count - 1, length, rounding_mode="floor"), count, count], dim=1)
-    cell[[0, -1]] = -1
-    states = torch.cat([hidden.new_zeros(1, width), hidden.flatten(0, 1), hidden.new_ones(1, width)])
-    return Tokens(states, count[None], count, cell, torch.ones_like(states[:, 0]), count)
 
 
 def reduced(hidden: torch.Tensor, **fields) -> Tokens:

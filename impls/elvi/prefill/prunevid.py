@@ -6,8 +6,7 @@ Huang, Zhou and Han, Findings of ACL 2025, arXiv:2412.16117. Before the language
    frames or more, and frames between them join the longer neighbour, the left one of equals.
 2. In a scene of W frames, a place is static if the mean cosine of its tokens over pairs of frames is above tau,
    (sum of cos - W) / (W (W - 1)) > tau. Its tokens become their mean over time. All others are dynamic.
-3. The static tokens of a scene, and the dynamic ones of each frame, become beta as many clusters if they are more than
-   14: density peaks again, each the mean of its cluster.
+3. Static tokens of a scene, and dynamic ones of a frame, if over 14, become beta as many means of density-peak groups.
 
 After decoder layer M, once: a visual token is worth the most that any row of the text behind the picture pays it in any
 head of layer M. Of the static tokens of each scene, and the dynamic ones of each frame, the share alpha that is worth
