@@ -51,6 +51,20 @@ class _Random:
         return torch.randperm(total, generator=generator)[:count].sort().values
 
 
+class _Reads:
+    """Of a twin that says what rows read: when its technique does."""
+
+    of: Any
+
+    @property
+    def prefill(self) -> bool:
+        return self.of.prefill
+
+    @property
+    def decode(self) -> bool:
+        return self.of.decode
+
+
 @dataclass(frozen=True)
 class RandomFrames(_Random):
     """As many random time steps as the technique chose."""
@@ -121,20 +135,12 @@ class RandomCuts(RandomTokens):
 
 
 @dataclass(frozen=True)
-class RandomCutsAndReads(RandomCuts):
+class RandomCutsAndReads(_Reads, RandomCuts):
     """Random tokens, of which every later row reads as many random ones as the technique would have it read."""
 
     @property
     def rolling(self) -> bool:  # type: ignore[override]
         return self.of.rolling
-
-    @property
-    def prefill(self) -> bool:
-        return self.of.prefill
-
-    @property
-    def decode(self) -> bool:
-        return self.of.decode
 
     def attend(self, view: LayerView) -> Tensor | None:
         reads = self.of.attend(view)
@@ -194,16 +200,8 @@ class RandomSlots(_Random):
 
 
 @dataclass(frozen=True)
-class RandomReads(RandomSlots):
+class RandomReads(_Reads, RandomSlots):
     """Random slots of a technique that also says what rows read, which it goes on saying."""
-
-    @property
-    def prefill(self) -> bool:
-        return self.of.prefill
-
-    @property
-    def decode(self) -> bool:
-        return self.of.decode
 
     def attend(self, view: LayerView) -> Tensor | None:
         return self.of.attend(view)
